@@ -1,0 +1,107 @@
+"""`Network`: a whole net as deployed operators and how they are wired. No weights.
+
+It is what `hwnas.trace` reads off a module or an ONNX file, what a space computes for an architecture by arithmetic, and
+what `hwnas.measure.onnx_models` writes as an ONNX graph to be timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from hwnas.ops import Op, Shape
+
+Ref = tuple[int, int]
+"""(node, output port); (-1, 0) is the network's input."""
+
+INPUT: Ref = (-1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operator and where its inputs come from."""
+
+    op: Op
+    inputs: tuple[Ref, ...]
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Operators in topological order.
+
+    Attributes:
+        input_shape: one image, channels first.
+        nodes: each refers only to nodes before it.
+        output: what the network returns.
+        unknown: operators that were met and not understood, by the name a user would recognise. A network with
+            unknown operators has no trustworthy cost: callers name them.
+    """
+
+    input_shape: Shape
+    nodes: tuple[Node, ...]
+    output: Ref
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        """The operators, in order."""
+        return tuple(node.op for node in self.nodes)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image."""
+        return sum(op.macs for op in self.ops)
+
+    @property
+    def params(self) -> int:
+        """Parameters of the module, BatchNorm included."""
+        return sum(op.params for op in self.ops)
+
+    @property
+    def conv_fc_params(self) -> int:
+        """Parameters of convolutions and linear layers with their biases."""
+        return sum(op.conv_fc_params for op in self.ops)
+
+
+@dataclass(slots=True)
+class NetworkBuilder:
+    """Builds a `Network` op by op; `last` is the reference of what was added last."""
+
+    input_shape: Shape
+    nodes: list[Node] = field(default_factory=list)
+    last: Ref = INPUT
+
+    def shape(self, ref: Ref | None = None) -> Shape:
+        """Shape of what `ref` (default: the last node) gives."""
+        node, port = self.last if ref is None else ref
+        return self.input_shape if node < 0 else self.nodes[node].op.outputs[port]
+
+    def add(self, op: Op, inputs: Sequence[Ref] | None = None, name: str = "") -> Ref:
+        """Appends `op`, fed from `inputs` (default: the last node). Returns its reference.
+
+        Raises:
+            ValueError: the shapes that arrive are not those the operator takes.
+        """
+        refs = (self.last,) if inputs is None else tuple(inputs)
+        arriving = tuple(self.shape(ref) for ref in refs)
+        if arriving != op.inputs:
+            raise ValueError(f"{op.key}: is fed {arriving}")
+        self.nodes.append(Node(op, refs, name))
+        self.last = (len(self.nodes) - 1, 0)
+        return self.last
+
+    def extend(self, ops: Iterable[Op], residual: Ref | None = None) -> Ref:
+        """Appends a chain of operators; those with `residual` also take the reference `residual`."""
+        for op in ops:
+            if op.residual:
+                if residual is None:
+                    raise ValueError(f"{op.key}: no residual reference given")
+                self.add(op, (self.last, residual))
+            else:
+                self.add(op)
+        return self.last
+
+    def build(self) -> Network:
+        """The finished network; its output is the last node."""
+        return Network(self.input_shape, tuple(self.nodes), self.last)

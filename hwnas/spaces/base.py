@@ -1,0 +1,105 @@
+"""`Space` and `Arch`: what a search chooses from.
+
+A space has slots; an architecture picks one choice for each. Everything that has a price is arithmetic on `Op`s, so that
+costs need no weights; only `build` and `supernet` import torch.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hwnas.errors import HwnasError
+from hwnas.network import Network
+from hwnas.ops import Op, Shape
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hwnas.nn.supernet import SinglePathSupernet
+
+
+@dataclass(frozen=True, slots=True)
+class Arch:
+    """One architecture: a space's name and one gene (choice index) for each of its slots."""
+
+    space: str
+    genes: tuple[int, ...]
+
+
+class Space(ABC):
+    """The architectures that a search chooses from, for one input shape and number of classes.
+
+    Attributes:
+        name: as typed on the command line.
+        input_shape: one image, channels first.
+        num_classes: outputs of the classifier.
+        slots: the names of each slot's choices, e.g. ``("k3e3", "k3e6", …, "skip")``.
+    """
+
+    name: str
+    input_shape: Shape
+    num_classes: int
+    slots: tuple[tuple[str, ...], ...]
+
+    @abstractmethod
+    def fixed_ops(self) -> tuple[Op, ...]:
+        """Operators that every architecture has (stem, head)."""
+
+    @abstractmethod
+    def slot_ops(self, slot: int, choice: int) -> tuple[Op, ...]:
+        """Operators that a choice adds, independent of the other slots."""
+
+    @abstractmethod
+    def network(self, arch: Arch) -> Network:
+        """The architecture as wired operators; its operators are `fixed_ops` and the `slot_ops` of its genes."""
+
+    @abstractmethod
+    def build(self, arch: Arch) -> nn.Module:
+        """The architecture as a plain module with fresh weights, on the default device."""
+
+    @abstractmethod
+    def supernet(self) -> SinglePathSupernet:
+        """The shared weights of all architectures, fresh."""
+
+    @property
+    def size(self) -> int:
+        """How many architectures there are."""
+        return math.prod(len(choices) for choices in self.slots)
+
+    def sample(self, rng: np.random.Generator) -> Arch:
+        """An architecture uniformly at random."""
+        return Arch(self.name, tuple(int(rng.integers(len(choices))) for choices in self.slots))
+
+    def check(self, arch: Arch) -> None:
+        """Refuses an architecture of another space or with impossible genes.
+
+        Raises:
+            HwnasError: it says what does not fit.
+        """
+        if arch.space != self.name:
+            raise HwnasError(f"an architecture of space {arch.space!r} does not fit {self.name!r}")
+        if len(arch.genes) != len(self.slots):
+            raise HwnasError(f"{self.name} has {len(self.slots)} slots, the architecture has {len(arch.genes)} genes")
+        for slot, (gene, choices) in enumerate(zip(arch.genes, self.slots, strict=True)):
+            if not 0 <= gene < len(choices):
+                raise HwnasError(f"{self.name}: slot {slot} has choices 0 to {len(choices) - 1}, not {gene}")
+
+    def describe(self, arch: Arch) -> list[str]:
+        """The names of the choices, slot by slot."""
+        return [choices[gene] for gene, choices in zip(arch.genes, self.slots, strict=True)]
+
+    def to_json(self, arch: Arch) -> dict[str, Any]:
+        """The JSON form of `arch.json`; `hwnas.spaces.arch_from_json` reads it."""
+        return {
+            "format": 1,
+            "space": self.name,
+            "input_shape": list(self.input_shape),
+            "num_classes": self.num_classes,
+            "genes": list(arch.genes),
+            "layers": self.describe(arch),
+        }
