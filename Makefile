@@ -1,0 +1,70 @@
+# Python 3.11 or newer and make are all that is needed. `make` alone lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python
+
+# The quickstart: a run folder of its own, and a budget that this machine's own table decides.
+RUN := runs/quickstart
+BUDGET := 60%
+
+.PHONY: help quickstart test lint bench clean dataset
+
+help:
+	@echo "make quickstart  install, profile this CPU, search under a latency budget, verify on the device"
+	@echo "make test        install, lint, types and the whole test suite"
+	@echo "make lint        ruff and mypy"
+	@echo "make bench       the benchmarks whose figures the README quotes"
+	@echo "make clean       remove what make built; runs/ and tables/ stay"
+
+# Made again when pyproject.toml changes. The stamp is written last: an interrupted installation is repeated.
+$(READY): pyproject.toml
+	@python=""; \
+	for candidate in $(PYTHONS); do \
+		if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python="$$candidate"; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "make: hwnas needs Python 3.11 or newer and found none; install it, or name one: make PYTHON=/path/to/python3" >&2; exit 1; \
+	fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+		echo "make: $$python cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; \
+	fi; \
+	echo "Installing hwnas into $(VENV) (the first time this downloads PyTorch)"; \
+	"$$python" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+# Fashion-MNIST from Debian's package where that is possible; otherwise the first search downloads it through torchvision.
+dataset:
+	@if [ ! -d /usr/share/datasets/fashion-mnist ] && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get install --yes --quiet dataset-fashion-mnist >/dev/null 2>&1 \
+		|| { apt-get update --quiet && apt-get install --yes --quiet dataset-fashion-mnist; } >/dev/null 2>&1 \
+		|| echo "Debian's package dataset-fashion-mnist could not be installed: torchvision will download the data"; \
+	fi
+
+# Every step goes on where an earlier, interrupted one stopped.
+quickstart: $(READY) dataset
+	$(BIN)/hwnas profile --device cpu --space proxyless-tiny
+	$(BIN)/hwnas search --method spos --space proxyless-tiny --data fashion-mnist --device cpu --latency $(BUDGET) --recipe quickstart --out $(RUN)
+	$(BIN)/hwnas verify $(RUN) --device cpu
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint dataset
+	$(BIN)/python -m pytest
+
+bench: $(READY)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf *.egg-info
