@@ -1,0 +1,87 @@
+"""The spaces that can be searched, by name."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from hwnas.errors import HwnasError, UsageError
+from hwnas.spaces import proxyless
+from hwnas.spaces.base import Arch, Family, Space
+
+__all__ = ["SPACES", "Arch", "Family", "Space", "arch_from_json", "get_space"]
+
+SPACES: dict[str, Family] = {**proxyless.FAMILIES}
+"""Every space by the name that is typed for it."""
+
+MAX_CLASSES = 1_000_000
+
+
+def get_space(name: str, *, image_size: int | None = None, num_classes: int | None = None) -> Space:
+    """The space `name`, for square RGB images.
+
+    Args:
+        name: one of `SPACES`.
+        image_size: height and width in pixels; None is the space's own.
+        num_classes: outputs of the classifier; None is the space's own.
+
+    Raises:
+        UsageError: there is no such space, or it is not meant for such images or so many classes.
+    """
+    family = SPACES.get(name)
+    if family is None:
+        near = difflib.get_close_matches(name, SPACES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"no space is called {name[:80]!r}: {hint}Spaces: {', '.join(SPACES)}")
+    size = family.image_size if image_size is None else image_size
+    smallest, largest = family.image_sizes
+    if not smallest <= size <= largest:
+        others = [other for other, entry in SPACES.items() if entry.image_sizes[0] <= size <= entry.image_sizes[1]]
+        hint = f"; {', '.join(others)} would do" if others else ""
+        raise UsageError(f"{name} is for images of {smallest} to {largest} pixels, not {size}{hint}")
+    classes = family.num_classes if num_classes is None else num_classes
+    if not 2 <= classes <= MAX_CLASSES:
+        raise UsageError(f"a classifier needs 2 to {MAX_CLASSES} classes, not {classes}")
+    return family.make(name, (3, size, size), classes)
+
+
+def arch_from_json(data: Any) -> tuple[Space, Arch]:
+    """The architecture, and its space, from what `Space.to_json` gives; nothing in `data` is trusted.
+
+    Raises:
+        HwnasError: it is not such a document, or its parts do not fit each other.
+    """
+    if not isinstance(data, dict):
+        raise HwnasError("not an architecture: a JSON object with space and genes was expected")
+    if data.get("format") != 1 or isinstance(data["format"], bool):
+        raise HwnasError(f"architecture format {_short(data.get('format'))} is not known here: only format 1 is")
+    name = data.get("space")
+    if not isinstance(name, str):
+        raise HwnasError("not an architecture: it names no space")
+    shape = _integers(data, "input_shape")
+    if len(shape) != 3 or shape[0] != 3 or shape[1] != shape[2]:
+        raise HwnasError(f"architecture: input_shape must be [3, size, size], not {_short(shape)}")
+    classes = _integers({"num_classes": [data.get("num_classes")]}, "num_classes")[0]
+    try:
+        space = get_space(name, image_size=shape[1], num_classes=classes)
+    except UsageError as error:  # a bad file is no mistake of the command line
+        raise HwnasError(f"architecture: {error}") from None
+    arch = Arch(space.name, tuple(_integers(data, "genes")))
+    space.check(arch)
+    layers = data.get("layers")
+    if layers is not None and layers != space.describe(arch):
+        raise HwnasError("architecture: layers and genes disagree; remove layers, or make them fit the genes")
+    return space, arch
+
+
+def _integers(data: dict[str, Any], key: str) -> list[int]:
+    values = data.get(key)
+    # bool is an int to Python, and JSON may hold integers of any length
+    if not isinstance(values, list) or not all(type(value) is int and abs(value) < 2**31 for value in values):
+        raise HwnasError(f"architecture: {key} must be whole numbers, not {_short(values)}")
+    return values
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,13 +1,14 @@
 """`Space` and `Arch`: what a search chooses from.
 
-A space has slots; an architecture picks one choice for each. Everything that has a price is arithmetic on `Op`s, so that
-costs need no weights; only `build` and `supernet` import torch.
+A space has slots; an architecture picks one choice for each. Everything that has a price is arithmetic on `Op`s, so
+that costs need no weights; only `build` and `supernet` import torch.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,27 @@ from hwnas.network import Network
 from hwnas.ops import Op, Shape
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from hwnas.nn.supernet import SinglePathSupernet
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A named space before its image size and number of classes are chosen.
+
+    Attributes:
+        make: the space, from its name, input shape and number of classes.
+        image_size: default height and width in pixels.
+        image_sizes: smallest and largest height and width that it is meant for.
+        num_classes: default number of classes.
+    """
+
+    make: Callable[[str, Shape, int], Space]
+    image_size: int
+    image_sizes: tuple[int, int]
+    num_classes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +78,19 @@ class Space(ABC):
         """The architecture as wired operators; its operators are `fixed_ops` and the `slot_ops` of its genes."""
 
     @abstractmethod
-    def build(self, arch: Arch) -> nn.Module:
-        """The architecture as a plain module with fresh weights, on the default device."""
+    def build(self, arch: Arch, *, generator: torch.Generator | None = None) -> nn.Module:
+        """The architecture as a plain module with fresh weights, on the CPU, drawn from `generator`."""
 
     @abstractmethod
-    def supernet(self) -> SinglePathSupernet:
-        """The shared weights of all architectures, fresh."""
+    def supernet(
+        self, *, generator: torch.Generator | None = None, zero_init_residual: bool = True
+    ) -> SinglePathSupernet:
+        """The shared weights of all architectures, fresh, drawn from `generator`.
+
+        Args:
+            generator: where the weights come from; None is torch's default generator.
+            zero_init_residual: every residual block starts as the identity (the scale of its last BatchNorm is zero).
+        """
 
     @property
     def size(self) -> int:
