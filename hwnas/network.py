@@ -1,11 +1,12 @@
 """`Network`: a whole net as deployed operators and how they are wired. No weights.
 
-It is what `hwnas.trace` reads off a module or an ONNX file, what a space computes for an architecture by arithmetic, and
-what `hwnas.measure.onnx_models` writes as an ONNX graph to be timed.
+It is what `hwnas.trace` reads off a module or an ONNX file, what a space computes for an architecture by arithmetic,
+and what `hwnas.measure.onnx_models` writes as an ONNX graph to be timed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,20 @@ Ref = tuple[int, int]
 """(node, output port); (-1, 0) is the network's input."""
 
 INPUT: Ref = (-1, 0)
+
+UNKNOWN = -2
+"""The node of a `Ref` to what an unknown operator gives: ``(UNKNOWN, i)`` comes out of ``Network.unknown[i]``."""
+
+
+def reshapes_freely(shape: Shape, other: Shape) -> bool:
+    """Whether a tensor of `shape` may arrive where `other` is taken: flattening, and dimensions of 1, move no data.
+
+    Such reshapes are not operators; who writes a network out (`hwnas.measure.onnx_models`) inserts them.
+    """
+    if math.prod(shape) != math.prod(other):
+        return False
+    squeezed = [size for size in shape if size > 1] == [size for size in other if size > 1]
+    return squeezed or len(shape) == 1 or len(other) == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +95,15 @@ class NetworkBuilder:
     def add(self, op: Op, inputs: Sequence[Ref] | None = None, name: str = "") -> Ref:
         """Appends `op`, fed from `inputs` (default: the last node). Returns its reference.
 
+        What arrives may be reshaped on the way where that moves no data (`reshapes_freely`): a linear layer takes
+        the (C, 1, 1) of a pooling.
+
         Raises:
             ValueError: the shapes that arrive are not those the operator takes.
         """
         refs = (self.last,) if inputs is None else tuple(inputs)
         arriving = tuple(self.shape(ref) for ref in refs)
-        if arriving != op.inputs:
+        if len(arriving) != len(op.inputs) or not all(map(reshapes_freely, arriving, op.inputs)):
             raise ValueError(f"{op.key}: is fed {arriving}")
         self.nodes.append(Node(op, refs, name))
         self.last = (len(self.nodes) - 1, 0)
