@@ -1,0 +1,18 @@
+"""The runtimes that a measuring process can own, one file each. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hwnas.measure.runtimes.base import Runtime
+
+
+def _onnxruntime(options: dict[str, Any]) -> Runtime:
+    from hwnas.measure.runtimes.onnx_runtime import OnnxRuntime
+
+    return OnnxRuntime(threads=int(options["threads"]))
+
+
+RUNTIMES: dict[str, Callable[[dict[str, Any]], Runtime]] = {"onnxruntime": _onnxruntime}
+"""Name in a profile -> what opens it in the measuring process."""

@@ -1,0 +1,155 @@
+"""`DeviceProfile`: what is measured, on what, with what; read from ``profiles/*.toml`` or a file of your own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hwnas.errors import HwnasError, UsageError
+from hwnas.measure.hardware import cpu_name
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Timing(BaseModel):
+    """The timing protocol of a profile (README, "How it measures")."""
+
+    model_config = _STRICT
+
+    min_passes: int = Field(default=12, ge=2, le=10_000)
+    max_passes: int = Field(default=40, ge=2, le=10_000)
+    runs: int = Field(default=5, ge=1, le=1_000)
+    min_run_ms: float = Field(default=0.25, gt=0, le=1_000)
+    target_error: float = Field(default=0.01, gt=0, lt=1)
+    timeout_s: float = Field(default=60.0, gt=0, le=3_600)
+
+
+class DeviceProfile(BaseModel):
+    """A device, the runtime that deploys on it, and how it is timed. Bound into every table made with it.
+
+    Attributes:
+        threads: intra-operator threads; 0 means all cores (`thread_count` resolves it).
+        batch_size: images in one run; a latency is always that of a whole batch.
+    """
+
+    model_config = _STRICT
+
+    format: Literal[1] = 1
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
+    description: str = ""
+    runtime: Literal["onnxruntime"]
+    device: Literal["cpu"]
+    precision: Literal["fp32"] = "fp32"
+    batch_size: int = Field(default=1, ge=1, le=4096)
+    threads: int = Field(default=1, ge=0, le=1024)
+    timing: Timing = Timing()
+
+    @property
+    def thread_count(self) -> int:
+        """Threads that a run uses."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+    def override(self, **changes: Any) -> DeviceProfile:
+        """This profile with some fields replaced; None leaves a field as it is. `target_error` goes to `timing`.
+
+        Raises:
+            UsageError: a value is not allowed.
+        """
+        wanted = {key: value for key, value in changes.items() if value is not None}
+        data = self.model_dump()
+        if "target_error" in wanted:
+            data["timing"]["target_error"] = wanted.pop("target_error")
+        return _validate({**data, **wanted}, f"profile {self.name}", UsageError)
+
+
+def _validate(data: dict[str, Any], origin: str, error_type: type[HwnasError]) -> DeviceProfile:
+    try:
+        profile = DeviceProfile.model_validate(data)
+    except ValidationError as error:
+        raise error_type(f"{origin}: {_first_problem(error)}") from None
+    if profile.timing.min_passes > profile.timing.max_passes:
+        raise error_type(f"{origin}: timing.min_passes is above timing.max_passes")
+    return profile
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        fields = Timing.model_fields if len(problem["loc"]) > 1 else DeviceProfile.model_fields
+        near = difflib.get_close_matches(str(problem["loc"][-1]), list(fields), n=1)
+        return f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(fields)}")
+    if problem["type"] == "missing":
+        return f"the key {where!r} is missing"
+    return f"{where}: {problem['msg'].lower()}, not {problem['input']!r}"
+
+
+def list_profiles() -> list[DeviceProfile]:
+    """The profiles that ship with hwnas."""
+    folder = importlib.resources.files("hwnas._data.profiles")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return [_read((folder / name).read_text(encoding="utf-8"), f"profile {name}") for name in names]
+
+
+def _read(text: str, origin: str) -> DeviceProfile:
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise HwnasError(f"{origin} is not valid TOML: {error}") from None
+    return _validate(data, origin, HwnasError)
+
+
+def find_profile(text: str) -> DeviceProfile:
+    """The profile that `text` names: a name in ``profiles/`` or the path of a TOML file.
+
+    Raises:
+        UsageError: there is no such profile.
+        HwnasError: the file cannot be read or has an unknown or ill-typed key.
+    """
+    if text.endswith(".toml") or os.sep in text:
+        try:
+            return _read(Path(text).read_text(encoding="utf-8"), text)
+        except (OSError, UnicodeDecodeError) as error:
+            raise HwnasError(f"cannot read the profile {text}: {error}") from None
+    profiles = {profile.name: profile for profile in list_profiles()}
+    if text in profiles:
+        return profiles[text]
+    near = difflib.get_close_matches(text, profiles, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UsageError(f"no device profile {text!r}{hint} (known: {', '.join(profiles)}; or the path of a .toml file)")
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeStatus:
+    """Whether a profile's runtime works here, why not where it does not, and what mends it."""
+
+    name: str
+    runtime: str
+    available: bool
+    reason: str
+    fix: str
+
+
+def available_runtimes() -> list[RuntimeStatus]:
+    """Every shipped profile with whether it can be measured on this machine."""
+    found = []
+    for profile in list_profiles():
+        try:
+            import onnxruntime
+        except ImportError as error:
+            found.append(
+                RuntimeStatus(
+                    profile.name, profile.runtime, False, str(error), "pip install --force-reinstall onnxruntime"
+                )
+            )
+            continue
+        reason = f"onnxruntime {onnxruntime.__version__}, {cpu_name()}, {os.cpu_count()} cores"
+        found.append(RuntimeStatus(profile.name, profile.runtime, True, reason, ""))
+    return found

@@ -1,0 +1,242 @@
+"""Builds a table: collects the operators that spaces and models need and measures what is missing."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwnas.costs import macs_cost
+from hwnas.devices import DeviceProfile
+from hwnas.errors import HwnasError
+from hwnas.latency.calibration import Quality
+from hwnas.latency.model import LatencyModel, space_ops
+from hwnas.latency.table import LatencyTable
+from hwnas.measure.lock import device_lock
+from hwnas.measure.onnx_models import network_to_onnx, op_to_onnx
+from hwnas.measure.passes import Entry, measure_in_passes
+from hwnas.measure.process import MeasuringProcess, Subject
+from hwnas.network import Network
+from hwnas.ops import Op
+from hwnas.progress import Progress
+from hwnas.spaces.base import Arch, Space
+
+CALIBRATION_NETWORKS = 20
+"""Architectures of each space that are measured as whole networks."""
+
+NOISY = 0.15
+"""Spread of the reference network ((median - p10) / p10) above which the machine is said to be too noisy."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What a profile did. `entries` counts the table's operators; `measured` and `reused` what was asked for now."""
+
+    lut: str
+    device: str
+    runtime: str
+    precision: str
+    batch_size: int
+    threads: int
+    entries: int
+    measured: int
+    reused: int
+    failed: dict[str, str]
+    seconds: float
+    calibration: Quality
+    unknown: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of ``hwnas profile --json``."""
+        return {**asdict(self), "failed": [{"op": op, "reason": why} for op, why in self.failed.items()]}
+
+
+def reference_network() -> Network:
+    """The network that is timed in every pass: MobileNetV2 for 128 pixel images, a few ms on a CPU core."""
+    from hwnas.zoo import ZOO
+
+    return replace(ZOO["mobilenet-v2"], input_shape=(3, 128, 128)).network()
+
+
+def overhead_network() -> Network:
+    """As good as nothing: what one run costs before any operator."""
+    op = Op.activation((1, 1, 1), "relu")
+    from hwnas.network import INPUT, Node
+
+    return Network((1, 1, 1), (Node(op, (INPUT,)),), (0, 0))
+
+
+def calibration_archs(space: Space, count: int, seed: int = 0) -> list[Arch]:
+    """`count` architectures from about the cheapest to about the most expensive of a space.
+
+    Uniform sampling would crowd around the mean. Here architecture i favours expensive or cheap choices with a strength
+    that runs over the architectures, by the choices' MACs.
+    """
+    rng = np.random.default_rng([seed, 20])
+    prices = macs_cost(space).prices.choices
+    found: dict[Arch, None] = {}
+    tilts = np.linspace(-6, 6, count)
+    attempt = 0
+    while len(found) < min(count, space.size) and attempt < 50 * count:
+        tilt = tilts[min(len(found), count - 1)]
+        genes = []
+        for slot, choices in enumerate(space.slots):
+            row = prices[slot, : len(choices)]
+            weights = np.exp(tilt * (row - row.min()) / max(1.0, np.ptp(row)))
+            genes.append(int(rng.choice(len(choices), p=weights / weights.sum())))
+        found.setdefault(Arch(space.name, tuple(genes)))
+        attempt += 1
+    return list(found)
+
+
+def build_table(
+    profile: DeviceProfile,
+    path: Path,
+    *,
+    spaces: Sequence[Space] = (),
+    models: Mapping[str, Network] | None = None,
+    progress: Progress,
+) -> BuildReport:
+    """Measures every operator that `spaces` and `models` need, and calibration networks, into the table at `path`.
+
+    What the table has is not measured again. Models are calibration networks themselves. Everything is durable when
+    measured; calling it again goes on where it was killed.
+
+    Raises:
+        HwnasError: the table belongs to another set-up or cannot be written, the device cannot be measured.
+    """
+    models = dict(models or {})
+    ops = [op for space in spaces for op in space_ops(space)]
+    ops += [op for network in models.values() for op in network.ops]
+    networks = {name: network for name, network in models.items() if not network.unknown}
+    for space in spaces:
+        for index, arch in enumerate(calibration_archs(space, CALIBRATION_NETWORKS)):
+            size = "x".join(map(str, space.input_shape))
+            networks[f"{space.name} {size} {space.num_classes} #{index}"] = space.network(arch)
+    unknown = tuple(dict.fromkeys(name for network in models.values() for name in network.unknown))
+    return _measure(profile, path, ops, networks, progress, unknown)
+
+
+def measure_missing(profile: DeviceProfile, path: Path, ops: Iterable[Op], progress: Progress) -> BuildReport:
+    """Measures the operators of `ops` that the table lacks, without adding calibration networks."""
+    return _measure(profile, path, list(ops), {}, progress, ())
+
+
+def _measure(
+    profile: DeviceProfile,
+    path: Path,
+    ops: Sequence[Op],
+    networks: Mapping[str, Network],
+    progress: Progress,
+    unknown: tuple[str, ...],
+) -> BuildReport:
+    started = time.monotonic()
+    wanted = {op.key: op for op in dict.fromkeys(op.deployed() for op in ops)}
+    with (
+        device_lock(profile.device, progress),
+        MeasuringProcess(profile) as process,
+        LatencyTable.open_or_create(path, profile, process.describe) as table,
+    ):
+        entries, todo = _entries(table, profile, wanted, networks)
+        if todo:
+            _run_passes(table, profile, process, entries, len(todo), progress)
+        else:
+            progress.note(f"{path} has everything already: nothing to measure")
+        model = LatencyModel(table)
+        header = table.header
+        failures = table.failures()
+        return BuildReport(
+            lut=str(path),
+            device=str(header["device"]),
+            runtime=f"{header['runtime']} {header['runtime_version']}",
+            precision=profile.precision,
+            batch_size=profile.batch_size,
+            threads=profile.thread_count,
+            entries=len(model.operators),
+            measured=len([name for role, name in todo if role == "operator"]),
+            reused=len(wanted) - len([name for role, name in todo if role == "operator"]),
+            failed={key: failures[key] for key in wanted if key in failures},
+            seconds=time.monotonic() - started,
+            calibration=model.quality(),
+            unknown=unknown,
+        )
+
+
+def _entries(
+    table: LatencyTable, profile: DeviceProfile, wanted: Mapping[str, Op], networks: Mapping[str, Network]
+) -> tuple[dict[tuple[str, str], Entry], list[tuple[str, str]]]:
+    """Entries by (role, name), and those of them that still need measuring (the reference only keeps them company)."""
+    batch = profile.batch_size
+    subjects: dict[tuple[str, str], Subject] = {}
+    content: dict[tuple[str, str], dict[str, Any]] = {}
+    plain = {("reference", "reference"): reference_network(), ("overhead", "overhead"): overhead_network()}
+    plain |= {("network", name): network for name, network in networks.items()}
+    for (role, name), network in plain.items():
+        subjects[role, name] = Subject(
+            f"{role} {name}",
+            "network",
+            lambda network=network: network_to_onnx(network, batch_size=batch),  # type: ignore[misc]
+            4 * sum(op.traffic_bytes(4, batch) for op in network.ops) // 10,
+        )
+        keys = [op.key for op in network.ops]
+        content[role, name] = {"input_shape": list(network.input_shape), "ops": keys}
+    for key, op in wanted.items():
+        subjects["operator", key] = Subject(
+            f"operator {key}",
+            "operator",
+            lambda op=op: op_to_onnx(op, batch_size=batch),  # type: ignore[misc]
+            4 * op.traffic_bytes(4, batch),
+        )
+        content["operator", key] = {}
+    entries = {
+        (role, name): Entry(subject, visits=table.visits(role, name), reference=role == "reference")
+        for (role, name), subject in subjects.items()
+    }
+    timing = profile.timing
+    todo = [name for name, entry in entries.items() if not entry.reference and len(entry.visits) < timing.min_passes]
+    if todo:
+        for (role, name), data in content.items():
+            table.add_entry(role, name, data)
+    # what has its visits is finished, however wide its interval: a second call measures nothing
+    return {name: entry for name, entry in entries.items() if name in todo or entry.reference}, todo
+
+
+def _run_passes(
+    table: LatencyTable,
+    profile: DeviceProfile,
+    process: MeasuringProcess,
+    entries: Mapping[tuple[str, str], Entry],
+    count: int,
+    progress: Progress,
+) -> None:
+    session = table.start_session({"load": list(os.getloadavg()), **process.describe})
+    names = {id(entry): key for key, entry in entries.items()}
+    timing = profile.timing
+    progress.stage(f"Measuring {count} entries on {process.describe['device']} ({profile.runtime}, "
+                   f"batch {profile.batch_size}, {profile.thread_count} threads)")  # fmt: skip
+    reference: list[float] = []
+    with progress.start(count * timing.min_passes, "visits") as task:
+        for visit in measure_in_passes(process, list(entries.values()), seed=session):
+            role, name = names[id(visit.entry)]
+            if visit.entry.failure is not None:
+                table.add_failure(role, name, visit.entry.failure)
+                progress.note(f"failed: {name}: {visit.entry.failure}")
+                if role in ("reference", "overhead"):
+                    raise HwnasError(f"the {role} network cannot be measured: {visit.entry.failure}")
+                continue
+            table.add_visit(session, role, name, visit.number, visit.entry.repeats, visit.samples_ms)
+            if role == "reference":
+                reference += visit.samples_ms
+            elif visit.number < timing.min_passes:
+                task.advance(1)
+    low, middle = np.quantile(reference, [0.1, 0.5])
+    if middle / low - 1 > NOISY:
+        progress.note(
+            f"the machine is busy: a run of one network takes {middle / low - 1:.0%} longer than when undisturbed; "
+            "stop other work, or raise timing.max_passes in the profile, for tighter intervals"
+        )

@@ -1,0 +1,127 @@
+"""Calibration: from the sum of measured operators to the latency of a network, with errors out of sample.
+
+A sum of operators misses what lies between them by a nearly constant factor and an offset; both are fitted on whole
+networks by least squares on the RELATIVE error. Every figure of quality is from leaving each network out in turn, and
+so is the width of the intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.measure.statistics import CONFIDENCE
+
+UNCALIBRATED_ERROR = 0.25
+"""Relative standard error of a prediction without calibration networks: published raw sums miss by so much."""
+
+FEASIBLE_CONFIDENCE = 0.99
+"""One-sided confidence of the upper end that a search decides on."""
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """``latency = slope * (sum of operators) + offset`` and how far it may be off.
+
+    Attributes:
+        slope, offset_ms: fitted on all networks.
+        relative_error: root mean square of the leave-one-out relative errors.
+        networks: how many it was fitted on; 0 means uncalibrated.
+        sums_ms, measured_ms, left_out_ms: for each network the operators' sum, what was measured, and what was
+            predicted for it by a fit without it.
+    """
+
+    slope: float
+    offset_ms: float
+    relative_error: float
+    networks: int
+    sums_ms: tuple[float, ...] = ()
+    measured_ms: tuple[float, ...] = ()
+    left_out_ms: tuple[float, ...] = ()
+
+    def latency_ms(self, sum_ms: float) -> float:
+        """Predicted latency of a network whose operators add up to `sum_ms`."""
+        return self.slope * sum_ms + self.offset_ms
+
+    @property
+    def half_width(self) -> float:
+        """Half of the two-sided 90% interval, as a share of the prediction."""
+        return self.relative_error * _student((1 + CONFIDENCE) / 2, self.networks)
+
+    @property
+    def upper_margin(self) -> float:
+        """By how much the one-sided 99% upper end exceeds the prediction, as a share of it."""
+        return self.relative_error * _student(FEASIBLE_CONFIDENCE, self.networks)
+
+
+def calibrate(sums_ms: Sequence[float], measured_ms: Sequence[float]) -> Calibration:
+    """Fits on whole networks; with fewer than four only a factor is fitted, with none nothing is."""
+    x, y = np.asarray(sums_ms, float), np.asarray(measured_ms, float)
+    if not len(x):
+        return Calibration(1.0, 0.0, UNCALIBRATED_ERROR, 0)
+    slope, offset = _fit(x, y)
+    left_out = np.empty(len(x))
+    for index in range(len(x)):
+        others = np.arange(len(x)) != index
+        a, b = _fit(x[others], y[others]) if len(x) > 1 else (1.0, 0.0)
+        left_out[index] = a * x[index] + b
+    error = float(np.sqrt(np.mean((left_out / y - 1) ** 2)))
+    if len(x) < 4:
+        error = max(error, UNCALIBRATED_ERROR / 2)  # so few networks cannot show how far the next one is off
+    return Calibration(slope, offset, error, len(x), tuple(x), tuple(y), tuple(left_out))
+
+
+def _fit(x: Vector, y: Vector) -> tuple[float, float]:
+    """Slope and offset that minimise the squared relative error; the offset never negative, the slope positive."""
+    if len(x) >= 4 and np.ptp(x) > 0.05 * x.mean():
+        design = np.stack([x / y, 1 / y], axis=1)
+        (slope, offset), *_ = np.linalg.lstsq(design, np.ones(len(x)), rcond=None)
+        if slope > 0 and offset >= 0:
+            return float(slope), float(offset)
+    ratio = x / y
+    return float(ratio.sum() / (ratio**2).sum()), 0.0
+
+
+def _student(probability: float, networks: int) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(max(1, networks - 2), probability))
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How well left-out networks are predicted, as shares 0 to 1; `kendall_tau` is None for fewer than three."""
+
+    networks: int
+    mape: float | None
+    within_5: float | None
+    within_10: float | None
+    kendall_tau: float | None
+    interval_coverage: float | None
+
+
+def quality(calibrations: Sequence[Calibration]) -> Quality:
+    """Leave-one-out quality over the networks of all `calibrations` together."""
+    fitted = [c for c in calibrations if c.networks]
+    if not fitted:
+        return Quality(0, None, None, None, None, None)
+    from scipy.stats import kendalltau
+
+    predicted = np.concatenate([c.left_out_ms for c in fitted])
+    measured = np.concatenate([c.measured_ms for c in fitted])
+    width = np.concatenate([np.full(c.networks, c.half_width) for c in fitted])
+    errors = np.abs(predicted / measured - 1)
+    tau = float(kendalltau(predicted, measured).statistic) if len(errors) > 2 else None
+    return Quality(
+        len(errors),
+        float(errors.mean()),
+        float((errors <= 0.05).mean()),
+        float((errors <= 0.10).mean()),
+        tau,
+        float((errors <= width * predicted / measured).mean()),
+    )

@@ -1,0 +1,428 @@
+"""`LatencyTable`: one SQLite file that holds every raw sample of a device, durable the moment it is made.
+
+The header binds the table to the device, the runtime and its version, precision, batch and threads. Latencies are never
+stored: they are derived from the samples, so that a better estimator improves old tables too.
+
+Format history: 1 (2026) first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.devices import DeviceProfile
+from hwnas.errors import HwnasError
+from hwnas.measure.statistics import Estimate, estimate
+from hwnas.ops import Op
+
+FORMAT = 1
+APPLICATION_ID = 0x68776E41  # "hwnA"
+ROOT = Path("tables")
+"""Where tables are kept unless ``--lut`` says otherwise, below the working directory."""
+
+SHORTEST_MS = 1e-6
+"""No operator is taken to be faster than a nanosecond, whatever noise makes of the difference to an empty run."""
+
+MIN_REFERENCE_SAMPLES = 20
+"""A session with fewer samples of the reference network is not normalised: its level is not known well enough."""
+
+_SCHEMA = f"""
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {FORMAT};
+CREATE TABLE header (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE sessions (id INTEGER PRIMARY KEY, started REAL NOT NULL, environment TEXT NOT NULL);
+CREATE TABLE entries (
+    id INTEGER PRIMARY KEY, role TEXT NOT NULL, name TEXT NOT NULL, content TEXT NOT NULL,
+    failure TEXT, UNIQUE (role, name)
+);
+CREATE TABLE visits (
+    id INTEGER PRIMARY KEY, entry INTEGER NOT NULL REFERENCES entries (id),
+    session INTEGER NOT NULL REFERENCES sessions (id),
+    pass INTEGER NOT NULL, at REAL NOT NULL, repeats INTEGER NOT NULL, samples_ms BLOB NOT NULL
+);
+CREATE INDEX visits_of_entry ON visits (entry);
+"""
+
+ROLES = ("operator", "network", "reference", "overhead")
+"""What an entry is: an operator, a calibration network, the reference network, the cost of an empty run."""
+
+BOUND = ("runtime", "runtime_version", "device", "cores", "threads", "precision", "batch_size")
+"""Header keys that measurements of one table share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One operator of the table, as `hwnas lut show` prints it. Latencies are None where measuring it failed."""
+
+    key: str
+    kind: str
+    latency_ms: float | None
+    low_ms: float | None
+    high_ms: float | None
+    macs: int
+    params: int
+    size_bytes: int
+    gmacs_per_s: float | None
+    samples: int
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredNetwork:
+    """A calibration network: its operators' keys and its measured latency."""
+
+    name: str
+    input_shape: tuple[int, ...]
+    keys: tuple[str, ...]
+    measured: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class TableInfo:
+    """A table in a listing."""
+
+    path: Path
+    header: dict[str, Any]
+    entries: int
+    created: float
+
+
+class LatencyTable:
+    """An open table. A context manager; make one with `create`, `open` or `open_or_create`."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, *, writable: bool) -> None:
+        self.path = path
+        self.writable = writable
+        self._db = connection
+        self._cache: dict[str, Estimate] | None = None
+
+    # -- opening -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, path: Path | str, *, writable: bool = False) -> LatencyTable:
+        """Opens an existing table.
+
+        Raises:
+            HwnasError: there is none, it is truncated, foreign, or of a newer hwnas.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise HwnasError(f"no table {path}: make it with 'hwnas profile --device cpu --lut {path}'")
+        mode = "rw" if writable else "ro"
+        if not writable and not os.access(path.parent, os.W_OK):
+            mode = "ro&immutable=1"  # a folder that cannot be written: SQLite must not look for its side files
+        connection: sqlite3.Connection | None = None
+        try:
+            connection = sqlite3.connect(f"file:{_quoted(path)}?mode={mode}", uri=True, isolation_level=None)
+            application = connection.execute("PRAGMA application_id").fetchone()[0]
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if application != APPLICATION_ID:
+                raise HwnasError(f"{path} is not an hwnas table: give another --lut")
+            if version > FORMAT:
+                raise HwnasError(
+                    f"{path} has format {version}, this hwnas reads up to {FORMAT}: upgrade hwnas, or profile anew"
+                )
+            if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+                raise HwnasError(_damaged(path))
+            table = cls(path, connection, writable=writable)
+            missing = [key for key in (*BOUND, "profile") if key not in table.header]
+            if missing:
+                raise HwnasError(_damaged(path))
+        except sqlite3.DatabaseError as error:
+            if connection is not None:
+                connection.close()
+            raise HwnasError(_damaged(path) if "locked" not in str(error) else f"{path} is in use: {error}") from None
+        except HwnasError:
+            if connection is not None:
+                connection.close()
+            raise
+        if writable:
+            table._db.execute("PRAGMA journal_mode = WAL")  # a commit costs microseconds and survives kill -9
+            table._db.execute("PRAGMA synchronous = NORMAL")
+        return table
+
+    @classmethod
+    def create(cls, path: Path, profile: DeviceProfile, describe: dict[str, Any]) -> LatencyTable:
+        """Makes a table bound to what the measuring process said of itself. The file appears only when it is whole."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        from hwnas import __version__
+
+        header = {
+            **describe,
+            "profile": profile.model_dump(),
+            "precision": profile.precision,
+            "batch_size": profile.batch_size,
+            "estimator": "p10",
+            "created": time.time(),
+            "hwnas_version": __version__,
+        }
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        draft.unlink(missing_ok=True)
+        try:
+            with _connect(draft) as connection:
+                connection.executescript(_SCHEMA)
+                connection.executemany(
+                    "INSERT INTO header VALUES (?, ?)", [(key, json.dumps(value)) for key, value in header.items()]
+                )
+                connection.commit()
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+        return cls.open(path, writable=True)
+
+    @classmethod
+    def open_or_create(cls, path: Path, profile: DeviceProfile, describe: dict[str, Any]) -> LatencyTable:
+        """Opens a table to add to it, or makes it.
+
+        Raises:
+            HwnasError: the table belongs to another device, runtime, precision, batch or thread count.
+        """
+        if not path.exists():
+            return cls.create(path, profile, describe)
+        table = cls.open(path, writable=True)
+        try:
+            table.check_bound_to(profile, describe)
+        except HwnasError:
+            table.close()
+            raise
+        return table
+
+    def check_bound_to(self, profile: DeviceProfile, describe: dict[str, Any]) -> None:
+        """Refuses to mix measurements of two set-ups.
+
+        Raises:
+            HwnasError: it names the first difference.
+        """
+        now = {**describe, "precision": profile.precision, "batch_size": profile.batch_size}
+        for key in BOUND:
+            if self.header[key] != now[key]:
+                raise HwnasError(
+                    f"{self.path} was measured with {key} {self.header[key]}, this is {now[key]}: give another --lut"
+                )
+
+    def close(self) -> None:
+        """Leaves one plain file behind."""
+        if self.writable:
+            # where another process reads it, the last one to close folds the journal in
+            with suppress(sqlite3.OperationalError):
+                self._db.execute("PRAGMA journal_mode = DELETE")
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What the table is bound to, and how it was made."""
+        return {key: json.loads(value) for key, value in self._db.execute("SELECT key, value FROM header")}
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever a measurement is added: runs record it."""
+        count, newest = self._db.execute("SELECT count(*), coalesce(max(id), 0) FROM visits").fetchone()
+        return f"{self.header['created']:.6f}-{count}-{newest}"
+
+    def names(self, role: str) -> list[str]:
+        """Names of all entries of a role, failed ones included."""
+        return [name for (name,) in self._db.execute("SELECT name FROM entries WHERE role = ? ORDER BY id", (role,))]
+
+    def failures(self) -> dict[str, str]:
+        """Operators that could not be measured, and why."""
+        return dict(
+            self._db.execute("SELECT name, failure FROM entries WHERE failure IS NOT NULL AND role = 'operator'")
+        )
+
+    def visits(self, role: str, name: str) -> list[NDArray[np.float64]]:
+        """Raw samples (ms of one run) of each visit, oldest first."""
+        query = """SELECT samples_ms FROM visits JOIN entries ON entry = entries.id
+                   WHERE role = ? AND name = ? ORDER BY visits.id"""
+        return [np.frombuffer(blob) for (blob,) in self._db.execute(query, (role, name))]
+
+    def content(self, role: str, name: str) -> dict[str, Any]:
+        """What an entry's row says of it."""
+        row = self._db.execute("SELECT content FROM entries WHERE role = ? AND name = ?", (role, name)).fetchone()
+        return dict(json.loads(row[0]))
+
+    def drift(self) -> dict[int, float]:
+        """For each session the factor that brings its times to the level of the first session, by the reference."""
+        query = """SELECT session, samples_ms FROM visits JOIN entries ON entry = entries.id
+                   WHERE role = 'reference' ORDER BY visits.id"""
+        levels: dict[int, list[NDArray[np.float64]]] = {}
+        for session, blob in self._db.execute(query):
+            levels.setdefault(session, []).append(np.frombuffer(blob))
+        known = {
+            session: estimate(visits).latency_ms
+            for session, visits in levels.items()
+            if sum(map(len, visits)) >= MIN_REFERENCE_SAMPLES
+        }
+        if not known:
+            return {}
+        first = known[min(known)]
+        return {session: first / level for session, level in known.items()}
+
+    def reference(self) -> Estimate | None:
+        """The reference network at the level that all latencies of the table are given at."""
+        return self._estimates("reference").get("reference")
+
+    def operators(self) -> dict[str, Estimate]:
+        """Latency of one execution of each measured operator, by key; normalised by the reference network."""
+        if self._cache is None:
+            overhead = self._estimates("overhead").get("overhead")
+            self._cache = self._estimates("operator", overhead.latency_ms if overhead else 0.0)
+        return self._cache
+
+    def networks(self) -> list[MeasuredNetwork]:
+        """The calibration networks that were measured."""
+        measured = self._estimates("network")
+        found = []
+        for name, content in self._db.execute("SELECT name, content FROM entries WHERE role = 'network' ORDER BY id"):
+            if name in measured:
+                data = json.loads(content)
+                found.append(MeasuredNetwork(name, tuple(data["input_shape"]), tuple(data["ops"]), measured[name]))
+        return found
+
+    def _estimates(self, role: str, overhead_ms: float = 0.0) -> dict[str, Estimate]:
+        """Estimates by name: of one execution, at the reference's level, less what an empty run costs."""
+        drift = self.drift()
+        query = """SELECT name, session, repeats, samples_ms FROM visits JOIN entries ON entry = entries.id
+                   WHERE role = ? AND failure IS NULL ORDER BY visits.id"""
+        visits: dict[str, list[NDArray[np.float64]]] = {}
+        for name, session, repeats, blob in self._db.execute(query, (role,)):
+            samples = (np.frombuffer(blob) * drift.get(session, 1.0) - overhead_ms) / repeats
+            visits.setdefault(name, []).append(np.maximum(samples, SHORTEST_MS))
+        return {name: estimate(found) for name, found in visits.items()}
+
+    def rows(self) -> list[Row]:
+        """Every operator with its latency, interval and arithmetic."""
+        header = self.header
+        measured, failures = self.operators(), self.failures()
+        batch = int(header["batch_size"])
+        element_bytes = 2 if header["precision"] == "fp16" else 4
+        rows = []
+        for key in self.names("operator"):
+            op, found = Op.parse(key), measured.get(key)
+            if found is None and key not in failures:
+                continue
+            rate = None if found is None else op.macs * batch / found.latency_ms / 1e6
+            rows.append(
+                Row(
+                    key,
+                    "depthwise conv" if op.depthwise else op.kind,
+                    found.latency_ms if found else None,
+                    found.low_ms if found else None,
+                    found.high_ms if found else None,
+                    op.macs,
+                    op.deployed_params,
+                    op.traffic_bytes(element_bytes, batch),
+                    rate,
+                    found.samples if found else 0,
+                    failures.get(key),
+                )
+            )
+        return rows
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        try:
+            yield self._db
+        except sqlite3.OperationalError as error:
+            raise HwnasError(
+                f"cannot write to {self.path} ({error}): free space or give another --lut; what was measured is kept"
+            ) from None
+        self._cache = None
+
+    def start_session(self, environment: dict[str, Any]) -> int:
+        """A contiguous stretch of measuring, with one level of the reference network."""
+        with self._writing() as db:
+            cursor = db.execute(
+                "INSERT INTO sessions (started, environment) VALUES (?, ?)", (time.time(), json.dumps(environment))
+            )
+            return int(cursor.lastrowid or 0)
+
+    def add_entry(self, role: str, name: str, content: dict[str, Any]) -> None:
+        """Makes room for an entry; one that is there keeps its samples. A failure that was recorded is forgotten."""
+        with self._writing() as db:
+            db.execute(
+                """INSERT INTO entries (role, name, content) VALUES (?, ?, ?)
+                   ON CONFLICT (role, name) DO UPDATE SET failure = NULL""",
+                (role, name, json.dumps(content)),
+            )
+
+    def add_visit(
+        self, session: int, role: str, name: str, number: int, repeats: int, samples_ms: Sequence[float]
+    ) -> None:
+        """Stores the samples of one visit; they are safe when this returns."""
+        with self._writing() as db:
+            db.execute(
+                """INSERT INTO visits (entry, session, pass, at, repeats, samples_ms)
+                   SELECT id, ?, ?, ?, ?, ? FROM entries WHERE role = ? AND name = ?""",
+                (session, number, time.time(), repeats, np.asarray(samples_ms, np.float64).tobytes(), role, name),
+            )
+
+    def add_failure(self, role: str, name: str, failure: str) -> None:
+        """Records why an entry cannot be measured."""
+        with self._writing() as db:
+            db.execute("UPDATE entries SET failure = ? WHERE role = ? AND name = ?", (failure, role, name))
+
+
+@contextmanager
+def _connect(path: Path) -> Iterator[sqlite3.Connection]:
+    try:
+        connection = sqlite3.connect(path)
+    except sqlite3.OperationalError as error:
+        raise HwnasError(f"cannot create {path} ({error}): give another --lut") from None
+    try:
+        yield connection
+    except sqlite3.OperationalError as error:
+        raise HwnasError(f"cannot write {path} ({error}): free space or give another --lut") from None
+    finally:
+        connection.close()
+
+
+def _quoted(path: Path) -> str:
+    from urllib.parse import quote
+
+    return quote(str(path.absolute()))
+
+
+def _damaged(path: Path) -> str:
+    return f"{path} is not an hwnas table or is damaged: delete it and profile again, or give another --lut"
+
+
+def list_tables(root: Path = ROOT) -> list[TableInfo]:
+    """The readable tables below `root`, newest first."""
+    found = []
+    for path in root.glob("*.lut"):
+        try:
+            with LatencyTable.open(path) as table:
+                entries = len(table.names("operator"))
+                found.append(TableInfo(path, table.header, entries, path.stat().st_mtime))
+        except HwnasError:
+            continue
+    return sorted(found, key=lambda info: info.created, reverse=True)
+
+
+def default_path(profile: DeviceProfile, root: Path = ROOT) -> Path:
+    """Where a profile's table goes: ``tables/cpu-fp32-b1-t1.lut``."""
+    return root / f"{profile.name}-{profile.precision}-b{profile.batch_size}-t{profile.thread_count}.lut"

@@ -1,0 +1,94 @@
+"""The interleaved protocol: every entry in random order, over many short passes, a reference network in each.
+
+A machine has regimes (clock, other work) that last for seconds. Measured one after the other, each operator would get a
+regime of its own; in passes, every entry meets every regime, and sums of entries stay comparable with whole networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.devices import Timing
+from hwnas.measure.process import MeasurementError, MeasuringProcess, Subject
+from hwnas.measure.statistics import estimate
+
+REFERENCE_EVERY = 25
+"""The reference network is visited at the start of a pass and then every so many entries."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """A subject and what has been measured of it.
+
+    Attributes:
+        repeats: copies of the operator in one run.
+        visits: the samples (ms of one run) of each visit.
+        failure: why it cannot be measured; it is not visited again.
+        reference: visited several times a pass, never finished early.
+    """
+
+    subject: Subject
+    repeats: int = 1
+    visits: list[NDArray[np.float64]] = field(default_factory=list)
+    failure: str | None = None
+    reference: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One visit that was just made: what to store before anything else happens. A failure has no samples."""
+
+    entry: Entry
+    number: int
+    samples_ms: tuple[float, ...]
+
+
+def measure_in_passes(
+    process: MeasuringProcess,
+    entries: Sequence[Entry],
+    *,
+    seed: int = 0,
+) -> Iterator[Visit]:
+    """Visits all entries pass after pass until each is tight enough; yields every visit when it is made.
+
+    An entry is finished after `timing.min_passes` visits once the half-width of its interval is within
+    `timing.target_error`, at the latest after `timing.max_passes` visits. Entries that already have visits (a resumed
+    table) only get what is missing.
+    """
+    timing = process.profile.timing
+    rng = np.random.default_rng(seed)
+    references = [entry for entry in entries if entry.reference]
+    for number in range(timing.max_passes):
+        open_entries = [entry for entry in entries if not entry.reference and _open(entry, timing)]
+        if not open_entries:
+            break
+        for position, index in enumerate(rng.permutation(len(open_entries))):
+            if position % REFERENCE_EVERY == 0:
+                for reference in references:
+                    if reference.failure is None:
+                        yield _visit(process, reference, number, timing.runs)
+            yield _visit(process, open_entries[index], number, timing.runs)
+
+
+def _open(entry: Entry, timing: Timing) -> bool:
+    if entry.failure is not None or len(entry.visits) >= timing.max_passes:
+        return False
+    return len(entry.visits) < timing.min_passes or estimate(entry.visits).relative_error > timing.target_error
+
+
+def _visit(process: MeasuringProcess, entry: Entry, number: int, runs: int) -> Visit:
+    for last_try in (False, True):
+        try:
+            entry.repeats, samples = process.time_ms(entry.subject, runs)
+        except MeasurementError as error:
+            if error.process_died and not last_try:
+                continue  # perhaps something else killed the process: one more try in a fresh one
+            entry.failure = str(error)
+            return Visit(entry, number, ())
+        entry.visits.append(np.asarray(samples))
+        return Visit(entry, number, tuple(samples))
+    raise AssertionError("unreachable")

@@ -1,0 +1,238 @@
+"""`MeasuringProcess`: the parent's end of the measuring process.
+
+A crash, a hang or an out-of-memory kill of one operator ends the process, is reported as that operator's
+`MeasurementError`, and a fresh process is started for the next request. Models are loaded again when next asked for.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.devices import DeviceProfile
+from hwnas.errors import HwnasError
+
+WORKER = (sys.executable, "-m", "hwnas.measure.worker")
+START_TIMEOUT_S = 120.0
+
+
+class MeasurementError(Exception):
+    """One model could not be built or timed; the message says why. The others can still be measured.
+
+    Attributes:
+        process_died: it took the measuring process down, which may have had another cause: worth one more try.
+    """
+
+    def __init__(self, message: str, *, process_died: bool = False) -> None:
+        super().__init__(message)
+        self.process_died = process_died
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Something to measure.
+
+    Attributes:
+        name: unique in the process.
+        role: ``operator`` (timed as inside a network, repeated) or ``network``.
+        model: makes the ONNX model's bytes when it is (re)loaded.
+        memory_bytes: about how much a loaded session holds; sessions are unloaded when the sum passes the limit.
+    """
+
+    name: str
+    role: str
+    model: Callable[[], bytes]
+    memory_bytes: int = 0
+
+
+class MeasuringProcess:
+    """Owns the child process of one profile. A context manager: leaving it ends the child.
+
+    Args:
+        profile: says which runtime with which options.
+        memory_limit_bytes: sessions are kept loaded up to this sum; the longest unused go first.
+        command: how the child is started; for tests and, later, the far end of an ssh pipe.
+    """
+
+    def __init__(
+        self, profile: DeviceProfile, *, memory_limit_bytes: int | None = None, command: tuple[str, ...] = WORKER
+    ) -> None:
+        self.profile = profile
+        self.memory_limit_bytes = memory_limit_bytes or _half_of_free_memory()
+        self.describe: dict[str, Any] = {}
+        self._command = command
+        self._child: subprocess.Popen[bytes] | None = None
+        self._buffer = b""
+        self._loaded: OrderedDict[str, tuple[int, int]] = OrderedDict()  # name -> (repeats, memory), oldest use first
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except MeasurementError as error:
+            self.close()
+            raise HwnasError(f"the measuring process did not start: {error}") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the child."""
+        child, self._child = self._child, None
+        self._loaded.clear()
+        self._buffer = b""
+        if child is None:
+            return
+        for stream in (child.stdin, child.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        try:
+            child.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+    def time_ms(self, subject: Subject, runs: int) -> tuple[int, list[float]]:
+        """Loads `subject` if need be and times `runs` runs. Returns (copies in a run, ms of each run).
+
+        Raises:
+            MeasurementError: it cannot be built or timed, hung, or took the process down.
+        """
+        repeats = self.load(subject)
+        samples = self._ask({"do": "time", "name": subject.name, "runs": runs})["samples_ms"]
+        if len(samples) != runs or not all(np.isfinite(sample) and sample > 0 for sample in samples):
+            raise MeasurementError(f"the runtime returned impossible times: {samples[:5]}")
+        return repeats, samples
+
+    def load(self, subject: Subject) -> int:
+        """Makes sure that `subject` is loaded; returns how many copies one run executes."""
+        if subject.name in self._loaded:
+            self._loaded.move_to_end(subject.name)
+            return self._loaded[subject.name][0]
+        model = subject.model()
+        memory = subject.memory_bytes + 2 * len(model)
+        while self._loaded and memory + sum(held for _, held in self._loaded.values()) > self.memory_limit_bytes:
+            self._ask({"do": "unload", "name": self._loaded.popitem(last=False)[0]})
+        answer = self._ask(
+            {
+                "do": "load",
+                "name": subject.name,
+                "role": subject.role,
+                "model": base64.b64encode(model).decode(),
+                "min_run_ms": self.profile.timing.min_run_ms,
+            }
+        )
+        self._loaded[subject.name] = (int(answer["repeats"]), memory)
+        return int(answer["repeats"])
+
+    def run(self, subject: Subject, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The network's first output for `images` [batch, C, H, W], computed on the device."""
+        self.load(subject)
+        answer = self._ask(
+            {
+                "do": "run",
+                "name": subject.name,
+                "shape": list(images.shape),
+                "image": base64.b64encode(np.ascontiguousarray(images, np.float32).tobytes()).decode(),
+            }
+        )
+        return np.frombuffer(base64.b64decode(answer["output"]), np.float32).reshape(answer["shape"])
+
+    # -- the pipe ----------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._child = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment()
+        )
+        self._buffer = b""
+        self._loaded.clear()
+        options = {"threads": self.profile.thread_count}
+        request = {"do": "open", "runtime": self.profile.runtime, "options": options}
+        self.describe = self._ask(request, START_TIMEOUT_S)["describe"]
+
+    def _ask(self, request: dict[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
+        if self._child is None:
+            self._start()
+        timeout_s = timeout_s or self.profile.timing.timeout_s
+        try:
+            answer = self._exchange(json.dumps(request).encode() + b"\n", timeout_s)
+        except TimeoutError:
+            self._kill()
+            raise MeasurementError(f"timed out after {timeout_s:g} s", process_died=True) from None
+        except (BrokenPipeError, EOFError):
+            message = f"took the measuring process down ({self._reap()})"
+            raise MeasurementError(message, process_died=True) from None
+        except ValueError as error:
+            self._kill()
+            message = f"the measuring process answered nonsense ({error})"
+            raise MeasurementError(message, process_died=True) from None
+        if not answer["ok"]:
+            raise MeasurementError(str(answer["error"]))
+        return answer
+
+    def _exchange(self, line: bytes, timeout_s: float) -> dict[str, Any]:
+        child = self._child
+        assert child is not None
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(line)
+        child.stdin.flush()
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([child.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise TimeoutError
+            chunk = os.read(child.stdout.fileno(), 1 << 16)
+            if not chunk:
+                raise EOFError
+            self._buffer += chunk
+        text, self._buffer = self._buffer.split(b"\n", 1)
+        answer = json.loads(text)
+        if not isinstance(answer, dict) or "ok" not in answer:
+            raise ValueError(text[:80].decode(errors="replace"))
+        return answer
+
+    def _kill(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+        self.close()
+
+    def _reap(self) -> str:
+        assert self._child is not None
+        try:
+            code = self._child.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            return "closed its output"
+        self.close()
+        if code < 0:
+            return f"killed by {signal.Signals(-code).name}" + (", out of memory?" if code == -signal.SIGKILL else "")
+        return f"exit {code}"
+
+
+def _environment() -> dict[str, str]:
+    """The child's environment: no thread pools beside the one that is asked for, no telemetry."""
+    quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CI": "true"}
+    return {**os.environ, **quiet}
+
+
+def _half_of_free_memory() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -1,0 +1,91 @@
+"""The measuring process: owns the runtime, reads requests and answers them, one JSON document a line.
+
+Run as ``python -m hwnas.measure.worker``. It imports no torch. Requests carry ``do`` and what it needs:
+
+=========  ==============================================  =====================================
+do         with                                            answers
+=========  ==============================================  =====================================
+open       runtime, options                                describe: what a table is bound to
+load       name, role (operator/network), model (base64)   repeats
+time       name, runs                                      samples_ms
+run        name, shape, image (base64 float32)             shape, output (base64 float32)
+unload     name
+=========  ==============================================  =====================================
+
+An answer is ``{"ok": true, …}`` or ``{"ok": false, "error": "…"}``. The process ends when its input does, so that it
+never outlives the one who asked.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+from typing import IO, Any
+
+import numpy as np
+
+from hwnas.measure.runtimes import RUNTIMES
+from hwnas.measure.runtimes.base import Runtime, Session
+
+
+class Worker:
+    """Answers requests with one runtime and the sessions that were loaded into it."""
+
+    def __init__(self) -> None:
+        self.runtime: Runtime | None = None
+        self.sessions: dict[str, Session] = {}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one request; a failure of the runtime is an answer too."""
+        try:
+            return {"ok": True, **getattr(self, f"do_{request['do']}")(request)}
+        except Exception as error:  # the runtime's errors have no common type, and each is that operator's failure
+            return {"ok": False, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+
+    def do_open(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.runtime = RUNTIMES[request["runtime"]](request["options"])
+        return {"describe": self.runtime.describe()}
+
+    def do_load(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self.runtime is None:
+            raise RuntimeError("load before open")
+        model = base64.b64decode(request["model"])
+        if request["role"] == "operator":
+            session = self.runtime.load_operator(model, float(request["min_run_ms"]))
+        else:
+            session = self.runtime.load_network(model)
+        self.sessions[request["name"]] = session
+        return {"repeats": session.repeats}
+
+    def do_time(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"samples_ms": self.sessions[request["name"]].time_ms(int(request["runs"]))}
+
+    def do_run(self, request: dict[str, Any]) -> dict[str, Any]:
+        image = np.frombuffer(base64.b64decode(request["image"]), np.float32).reshape(request["shape"])
+        output = self.sessions[request["name"]].run(image)
+        return {"shape": list(output.shape), "output": base64.b64encode(output.tobytes()).decode()}
+
+    def do_unload(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.sessions.pop(request["name"], None)
+        return {}
+
+
+def serve(requests: IO[str], answers: IO[str]) -> None:
+    """Answers until the requests end."""
+    worker = Worker()
+    for line in requests:
+        answers.write(json.dumps(worker.answer(json.loads(line))) + "\n")
+        answers.flush()
+
+
+def main() -> None:
+    """Speaks on the real stdout and sends whatever libraries print there to stderr, so that no answer is garbled."""
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as answers:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        serve(sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()
