@@ -1,0 +1,186 @@
+"""`hwnas predict`: what a network costs, from arithmetic and a table."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .choices import chosen_table, device_profile, table_path, table_profile
+from .options import Command, common, file_path, option
+from .terminal import Terminal, count, milliseconds
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hwnas.models import LoadedModel
+    from rich.table import Table
+
+    from hwnas.latency.model import Prediction
+    from hwnas.network import Network
+    from hwnas.ops import Op
+
+
+@click.command("predict", cls=Command)
+@click.argument("model", metavar="MODEL")
+@option("--lut", type=file_path, metavar="FILE", help="The table  [default: the newest of the device under tables/]")
+@option("--device", metavar="DEVICE", help="Whose tables are looked for without --lut  [default: cpu]")
+@option("--measure", is_flag=True, help="Measure what the table lacks, and add it.")
+@option("--limit", type=click.IntRange(1), default=10, metavar="N", help="Operators to show  [default: 10; JSON: all]")
+@common
+@click.pass_obj
+def command(terminal: Terminal, model: str, lut: Path | None, device: str | None, measure: bool, limit: int) -> None:
+    """Predict a network: MACs and parameters, and, with a table, the latency of one batch with its interval.
+
+    MODEL is FILE.onnx, zoo:NAME, torchvision:NAME, a run folder, or space:NAME (a whole search space: MACs and
+    parameters only). Operators that the table lacks are named, never counted as zero.
+
+    \b
+    Example:
+      hwnas predict zoo:proxyless-r-mobile
+      hwnas predict torchvision:mobilenet_v2 --lut p.lut --measure
+      hwnas predict net.onnx --json
+    """
+    document = _space(model) if model.startswith("space:") else _model(terminal, model, lut, device, measure)
+    if terminal.json:
+        terminal.document(document)
+    else:
+        _show(terminal, document, limit)
+
+
+def _space(text: str) -> dict[str, Any]:
+    """Everything a supernet holds, all choices at once."""
+    from hwnas.spaces import get_space
+
+    space = get_space(text.removeprefix("space:"))
+    ops = list(space.fixed_ops())
+    for slot, choices in enumerate(space.slots):
+        for choice in range(len(choices)):
+            ops += space.slot_ops(slot, choice)
+    return _document(text, ops)
+
+
+def _model(terminal: Terminal, text: str, lut: Path | None, device: str | None, measure: bool) -> dict[str, Any]:
+    from hwnas.models import load_model
+
+    from hwnas.latency.model import LatencyModel
+    from hwnas.latency.table import LatencyTable
+
+    loaded = load_model(text)
+    network = loaded.network
+    path = _measured(terminal, loaded, lut, device) if measure else _known_table(terminal, lut, device)
+    document = _document(text, network.ops)
+    document["unknown"] = list(network.unknown)
+    if path is None:
+        terminal.note("no table: no latency; make one with 'hwnas profile --device cpu', or add --measure")
+        return document
+    with LatencyTable.open(path) as table:
+        prediction = LatencyModel(table).predict(network)
+    return document | {"lut": path} | _latency(prediction, network)
+
+
+def _known_table(terminal: Terminal, lut: Path | None, device: str | None) -> Path | None:
+    if lut is not None:
+        return lut
+    return chosen_table(terminal, None, device_profile(terminal, device))
+
+
+def _measured(terminal: Terminal, loaded: LoadedModel, lut: Path | None, device: str | None) -> Path:
+    """The table after what it lacks of the network has been measured into it."""
+    from hwnas.latency.build import build_table, measure_missing
+
+    path = _known_table(terminal, lut, device)
+    if path is not None and path.exists():
+        profile = table_profile(path)
+    else:
+        profile = device_profile(terminal, device)
+        path = table_path(terminal, lut, profile)
+    terminal.kept = f"every finished measurement is in {path}"
+    if path.exists():
+        measure_missing(profile, path, loaded.network.ops, terminal.progress())
+    else:  # a new table also gets the network itself, to calibrate on
+        build_table(profile, path, models={loaded.name: loaded.network}, progress=terminal.progress())
+    return path
+
+
+def _document(text: str, ops: Sequence[Op]) -> dict[str, Any]:
+    """The JSON document as far as arithmetic goes."""
+    from collections import Counter
+
+    counts = Counter(op.deployed() for op in ops)
+    found = [{"op": op.key, "count": n, "latency_ms": None, "macs": op.macs * n} for op, n in counts.items()]
+    return {
+        "model": text,
+        "lut": None,
+        "latency_ms": None,
+        "low_ms": None,
+        "high_ms": None,
+        "macs": sum(op.macs for op in ops),
+        "params": sum(op.params for op in ops),
+        "conv_fc_params": sum(op.conv_fc_params for op in ops),
+        "bitops": None,  # only quantised networks have them
+        "coverage": None,
+        "missing": [],
+        "unknown": [],
+        "ops": sorted(found, key=lambda entry: -int(str(entry["macs"]))),
+    }
+
+
+def _latency(prediction: Prediction, network: Network) -> dict[str, Any]:
+    ops = [
+        {
+            "op": estimate.op.key,
+            "count": estimate.count,
+            "latency_ms": estimate.latency_ms,
+            "macs": estimate.op.macs * estimate.count,
+            "failure": estimate.failure,
+        }
+        for estimate in prediction.ops
+    ]
+    return {
+        "latency_ms": prediction.latency_ms,
+        "low_ms": prediction.low_ms,
+        "high_ms": prediction.high_ms,
+        "coverage": prediction.coverage,
+        "missing": [name for name in prediction.missing if name not in network.unknown],
+        "ops": ops,
+    }
+
+
+def _show(terminal: Terminal, document: dict[str, Any], limit: int) -> None:
+    from rich.table import Table
+
+    head = Table(box=None, show_header=False, pad_edge=False)
+    head.add_row("model", document["model"])
+    if document["latency_ms"] is not None:
+        interval = milliseconds(document["low_ms"], document["high_ms"])
+        head.add_row("latency", f"{milliseconds(document['latency_ms'])} ms ({interval})")
+    if document["coverage"] is not None:
+        head.add_row("coverage", f"{100 * document['coverage']:.1f}% of the operators are in {document['lut']}")
+    head.add_row("MACs", f"{document['macs']:,} (papers: FLOPs)")
+    head.add_row("parameters", f"{document['params']:,} ({document['conv_fc_params']:,} without BatchNorm)")
+    terminal.table(head, _operators(document["ops"][:limit]))
+    rest = len(document["ops"]) - limit
+    if rest > 0:
+        terminal.table(f"and {count(rest, 'operator')} more (--limit, --json)")
+    for name in document["unknown"]:
+        terminal.table(f"not understood: {name}; its costs are in none of these figures")
+    if document["missing"]:
+        measuring = shlex.join(["hwnas", "predict", document["model"], "--lut", str(document["lut"]), "--measure"])
+        terminal.table(f"the table lacks {count(len(document['missing']), 'operator')}, so there is no latency:")
+        terminal.table(*(f"  {key}" for key in document["missing"][:limit]), f"measure with: {measuring}")
+
+
+def _operators(ops: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("operator", overflow="fold")
+    for title in ("times", "ms", "MACs"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for entry in ops:
+        latency = "missing" if entry["latency_ms"] is None else milliseconds(entry["latency_ms"])
+        table.add_row(entry["op"], str(entry["count"]), latency, f"{entry['macs']:,}")
+    return table

@@ -1,0 +1,113 @@
+"""`hwnas profile`: measures what spaces and models need into a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .choices import device_options, device_profile, table_path
+from .options import Command, Fraction, common, file_path, option
+from .terminal import Terminal, count
+
+if TYPE_CHECKING:
+    from hwnas.latency.build import BuildReport
+    from hwnas.network import Network
+
+SPACES = ("proxyless", "proxyless-tiny")
+"""What is covered when neither a space nor a model is named."""
+
+
+@click.command("profile", cls=Command)
+@device_options
+@option("--space", multiple=True, metavar="SPACE", help="Cover this search space; may be repeated.")
+@option("--model", multiple=True, metavar="MODEL", help="Cover FILE.onnx, zoo:NAME, torchvision:NAME; may be repeated.")
+@option("--image-size", type=click.IntRange(1), help="Pixels of the spaces' images  [default: each space's own]")
+@option("--num-classes", type=click.IntRange(1), help="Classes of the spaces  [default: each space's own]")
+@option("--target-error", type=Fraction(), metavar="PERCENT", help="Measure each entry until it is known so well.")
+@option("--lut", type=file_path, metavar="FILE", help="The table  [default: one under tables/, named by the device]")
+@common
+@click.pass_obj
+def command(
+    terminal: Terminal,
+    device: str | None,
+    batch: int | None,
+    precision: str | None,
+    runtime: str | None,
+    threads: int | None,
+    space: tuple[str, ...],
+    model: tuple[str, ...],
+    image_size: int | None,
+    num_classes: int | None,
+    target_error: float | None,
+    lut: Path | None,
+) -> None:
+    """Time every operator that search spaces and models need, and some whole networks, into a table.
+
+    What the table already holds is not measured again, and an interrupted run goes on where it was.
+
+    \b
+    Example:
+      hwnas profile --device cpu
+      hwnas profile --device cpu --space proxyless --threads 1 --lut p.lut
+      hwnas profile --model net.onnx --batch 8
+    """
+
+    from hwnas.latency.build import build_table
+    from hwnas.spaces import get_space
+
+    profile = device_profile(terminal, device, batch, precision, runtime, threads, target_error)
+    if not space and not model:
+        space = SPACES
+        terminal.default("--space", " and ".join(SPACES))
+    spaces = [get_space(name, image_size=image_size, num_classes=num_classes) for name in space]
+    models = _networks(model)
+    path = table_path(terminal, lut, profile)
+    terminal.kept = f"every finished measurement is in {path}"
+    report = build_table(profile, path, spaces=spaces, models=models, progress=terminal.progress())
+    document = _document(report)
+    if terminal.json:
+        terminal.document(document)
+    else:
+        _show(terminal, document)
+
+
+def _networks(texts: tuple[str, ...]) -> dict[str, Network]:
+    if not texts:
+        return {}
+    from hwnas.models import load_model
+
+    return {text: load_model(text).network for text in texts}
+
+
+def _document(report: BuildReport) -> dict[str, Any]:
+    data = report.to_json()
+    return {**data, "failed": len(data["failed"]), "failures": data["failed"]}
+
+
+def _show(terminal: Terminal, data: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from hwnas.progress import duration
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("table", str(data["lut"]))
+    setting = f"{data['precision']}, batch {data['batch_size']}, {count(data['threads'], 'thread')}"
+    table.add_row("device", f"{data['device']}, {data['runtime']}, {setting}")
+    entries = f"{data['measured']} measured, {data['reused']} reused, {data['failed']} failed"
+    table.add_row("entries", f"{data['entries']}: {entries}")
+    table.add_row("took", duration(data["seconds"]))
+    table.add_row("calibration", _calibration(data["calibration"]))
+    terminal.table(table)
+
+
+def _calibration(figures: dict[str, float | int | None] | None) -> str:
+    if not figures or figures.get("mape") is None:
+        return "none: too few whole networks were measured"
+    percent = {key: f"{100 * value:.1f}%" for key, value in figures.items() if isinstance(value, float)}
+    return (
+        f"{figures['networks']} networks, each predicted without itself: mean error {percent['mape']}, "
+        f"within 5% {percent['within_5']}, interval holds {percent['interval_coverage']}, "
+        f"Kendall tau {figures['kendall_tau']:.2f}"
+    )
