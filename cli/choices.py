@@ -98,9 +98,9 @@ def chosen_table(
 
 
 def _fits(header: Mapping[str, Any], profile: DeviceProfile, given: Mapping[str, object]) -> bool:
-    from hwnas.devices import device_name
+    from hwnas.measure.hardware import cpu_name
 
-    mine = header["profile"]["name"] == profile.name and header["device"] == device_name(profile.device)
+    mine = header["profile"]["name"] == profile.name and header["device"] == cpu_name()
     return mine and all(header[key] == value for key, value in given.items() if value is not None)
 
 

@@ -112,7 +112,7 @@ def show_command(terminal: Terminal, table: Path | None, lut: Path | None, sort:
         raise HwnasError("no table under tables/: make one with 'hwnas profile --device cpu', or name a file")
     with LatencyTable.open(path) as opened:
         header = opened.header
-        rows = sorted(opened.rows(), key=SORTS[sort])  # type: ignore[arg-type]
+        rows = sorted(opened.rows(), key=SORTS[sort])
     shown = rows[:limit]
     if terminal.json:
         bound = {key: header[key] for key in BOUND}

@@ -187,17 +187,12 @@ def common(function: Function) -> Function:
 file_path = click.Path(path_type=Path)
 
 
-class Fraction(click.ParamType):
+def fraction(text: str) -> float:
     """A share of one, typed as ``1%`` or ``0.01``."""
-
-    name = "percent"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        text = str(value).strip()
-        try:
-            share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-        except ValueError:
-            self.fail(f"{text!r} is not a share: write it as 1% or 0.01", param, ctx)
-        if not 0 < share < 1:
-            self.fail(f"{text!r} is not between 0 and 100%: write it as 1% or 0.01", param, ctx)
-        return share
+    try:
+        share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a share: write it as 1% or 0.01") from None
+    if not 0 < share < 1:
+        raise click.BadParameter(f"{text!r} is not between 0 and 100%: write it as 1% or 0.01")
+    return share

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .choices import device_options, device_profile, table_path
-from .options import Command, Fraction, common, file_path, option
+from .options import Command, common, file_path, fraction, option
 from .terminal import Terminal, count
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ SPACES = ("proxyless", "proxyless-tiny")
 @option("--model", multiple=True, metavar="MODEL", help="Cover FILE.onnx, zoo:NAME, torchvision:NAME; may be repeated.")
 @option("--image-size", type=click.IntRange(1), help="Pixels of the spaces' images  [default: each space's own]")
 @option("--num-classes", type=click.IntRange(1), help="Classes of the spaces  [default: each space's own]")
-@option("--target-error", type=Fraction(), metavar="PERCENT", help="Measure each entry until it is known so well.")
+@option("--target-error", type=fraction, metavar="PERCENT", help="Measure each entry until it is known so well.")
 @option("--lut", type=file_path, metavar="FILE", help="The table  [default: one under tables/, named by the device]")
 @common
 @click.pass_obj
