@@ -1,10 +1,10 @@
 """One operator as it runs inside a network of ONNX Runtime.
 
-Measured alone, a convolution pays for turning its input into the runtime's blocked layout and its output back, which it
-does not pay inside a network. So the operator is put between anchors (1x1 max poolings, which take either layout), the
-runtime's own optimiser transforms the whole, and what it put BETWEEN the anchors is what is timed: fused, in the layout
-of a network, with conversions only where the operator itself forces them. That core is repeated, each copy with weights
-of its own, so that one run is long against the clock and weights are as cold as in a network.
+Measured alone, a convolution pays for turning its input into the runtime's blocked layout and its output back, which
+it does not pay inside a network. So the operator is put between anchors (1x1 depthwise convolutions, which the runtime
+always runs in its blocked layout), its own optimiser transforms the whole, and what it put BETWEEN the anchors is what
+is timed: fused, in the layout of a network, with conversions only where the operator itself forces them. That
+core is repeated, each copy with weights of its own, so that one run is long against the clock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, helper
 
-_ANCHOR_KERNEL = [1, 1]
+IMAGE_CHANNELS = 4
+"""Inputs with up to so many channels are images: a network gets them in the plain layout."""
+
 ShapesOf = Callable[[onnx.ModelProto], list[tuple[int, ...]]]
 
 
@@ -26,33 +28,36 @@ def anchored(model: bytes) -> onnx.ModelProto:
     graph = proto.graph
     first, last = [], []
     for value in graph.input:
-        if _rank(value) == 4:
-            _rename_input(graph, value.name, f"{value.name}_anchored")
-            first.append(_anchor(value.name, f"{value.name}_anchored"))
+        if len(_dims(value)) == 4 and _dims(value)[1] > IMAGE_CHANNELS:
+            inner = f"{value.name}_anchored"
+            _rename(graph, value.name, inner)
+            # its ReLU keeps the runtime from fusing the operator's own addition or activation into the anchor
+            first += _anchor(graph, value.name, inner, _dims(value)[1], relu=True)
     for value in graph.output:
-        if _rank(value) == 4:
+        if len(_dims(value)) == 4:
             inner = f"{value.name}_inner"
-            for node in graph.node:
-                node.output[:] = [inner if name == value.name else name for name in node.output]
-                node.input[:] = [inner if name == value.name else name for name in node.input]
-            last.append(_anchor(inner, value.name))
+            _rename(graph, value.name, inner)
+            last += _anchor(graph, inner, value.name, _dims(value)[1], relu=False)
     nodes = [*first, *graph.node, *last]
     del graph.node[:]
     graph.node.extend(nodes)
     return proto
 
 
-def _rank(value: onnx.ValueInfoProto) -> int:
-    return len(value.type.tensor_type.shape.dim)
+def _anchor(graph: onnx.GraphProto, source: str, target: str, channels: int, *, relu: bool) -> list[onnx.NodeProto]:
+    weight = f"{target}_anchor"
+    graph.initializer.append(helper.make_tensor(weight, TensorProto.FLOAT, (channels, 1, 1, 1), [1.0] * channels))
+    inner = f"{target}_plain" if relu else target
+    nodes = [helper.make_node("Conv", [source, weight], [inner], kernel_shape=[1, 1], group=channels)]
+    if relu:
+        nodes.append(helper.make_node("Relu", [inner], [target]))
+    return nodes
 
 
-def _anchor(source: str, target: str) -> onnx.NodeProto:
-    return helper.make_node("MaxPool", [source], [target], kernel_shape=_ANCHOR_KERNEL)
-
-
-def _rename_input(graph: onnx.GraphProto, old: str, new: str) -> None:
+def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
     for node in graph.node:
         node.input[:] = [new if name == old else name for name in node.input]
+        node.output[:] = [new if name == old else name for name in node.output]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +84,14 @@ def between_anchors(optimised: onnx.ModelProto, shapes_of: ShapesOf) -> Core:
     """Cuts the core out of an optimised model. `shapes_of` runs a model and returns its outputs' shapes."""
     nodes = list(optimised.graph.node)
     producer = {name: node for node in nodes for name in node.output}
-    fixed = {value.name for value in optimised.graph.initializer}
+    fixed = {value.name: tuple(value.dims) for value in optimised.graph.initializer}
     outputs = []
     for value in optimised.graph.output:
         # behind the last anchor the runtime may have put a conversion back to the plain layout: walk up to the anchor
         anchor = producer[value.name]
-        while not _is_anchor(anchor) and anchor.op_type == "ReorderOutput":
+        while anchor.op_type == "ReorderOutput":
             anchor = producer[anchor.input[0]]
-        outputs.append(anchor.input[0] if _is_anchor(anchor) else value.name)
+        outputs.append(anchor.input[0] if _is_anchor(anchor, fixed) else value.name)
     core: list[onnx.NodeProto] = []
     inputs: list[str] = []
     seen: set[str] = set()
@@ -96,7 +101,7 @@ def between_anchors(optimised: onnx.ModelProto, shapes_of: ShapesOf) -> Core:
             return
         seen.add(name)
         node = producer.get(name)
-        if node is None or _is_anchor(node):
+        if node is None or _is_anchor(node, fixed):
             inputs.append(name)
             return
         for source in node.input:
@@ -106,6 +111,8 @@ def between_anchors(optimised: onnx.ModelProto, shapes_of: ShapesOf) -> Core:
 
     for name in outputs:
         walk(name)
+    if not core:
+        raise ValueError("the runtime left nothing of the operator to time")
     probe = copy.deepcopy(optimised)
     del probe.graph.output[:]
     known = {value.name: _dims(value) for value in optimised.graph.input}
@@ -120,10 +127,9 @@ def between_anchors(optimised: onnx.ModelProto, shapes_of: ShapesOf) -> Core:
     )
 
 
-def _is_anchor(node: onnx.NodeProto) -> bool:
-    return node.op_type == "MaxPool" and any(
-        attribute.name == "kernel_shape" and list(attribute.ints) == _ANCHOR_KERNEL for attribute in node.attribute
-    )
+def _is_anchor(node: onnx.NodeProto, weights: dict[str, tuple[int, ...]]) -> bool:
+    """A depthwise 1x1 convolution without bias; the runtime turns a BatchNorm into one too, but with a bias."""
+    return node.op_type == "Conv" and len(node.input) == 2 and weights.get(node.input[1], ())[1:] == (1, 1, 1)
 
 
 def _dims(value: onnx.ValueInfoProto) -> tuple[int, ...]:
@@ -137,9 +143,9 @@ def repeated(core: Core, repeats: int) -> onnx.ModelProto:
     nodes, weights, outputs = [], [], []
     for index in range(repeats):
         used: dict[str, str] = {}
-        for node in core.nodes:
+        for step, node in enumerate(core.nodes):
             twin = copy.deepcopy(node)
-            twin.name = f"{node.name}#{index}"
+            twin.name = f"{step}#{index}"
             for position, name in enumerate(node.input):
                 if name in produced:
                     twin.input[position] = f"{name}#{index}"
