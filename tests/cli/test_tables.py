@@ -1,0 +1,335 @@
+"""`devices`, `profile`, `lut` and `predict` on a real, quickly measured table."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Finished, Hwnas
+
+CPU_MODEL = {"device", "runtime", "precision", "batch_size", "threads"}
+
+DEVICES = {"name", "runtime", "available", "reason", "fix"}
+PROFILE = {"lut", "entries", "measured", "reused", "failed", "seconds", "calibration"} | CPU_MODEL
+CALIBRATION = {"networks", "mape", "within_5", "within_10", "kendall_tau", "interval_coverage"}
+PREDICT = {
+    "model", "latency_ms", "low_ms", "high_ms", "macs", "params", "conv_fc_params", "bitops", "coverage", "missing",
+    "ops",
+}  # fmt: skip
+PREDICT_OP = {"op", "latency_ms", "macs"}
+ROW = {"key", "latency_ms", "low_ms", "high_ms", "macs", "params", "size_bytes", "gmacs_per_s"}
+"""Keys that scripts rely on; more may be there."""
+
+MOBILENET_V2 = {"macs": 300_774_272, "params": 3_504_872}
+
+
+def spoilt(source: Path, target: Path, *statements: str) -> Path:
+    """A copy of a table after some SQL."""
+    shutil.copy(source, target)
+    with sqlite3.connect(target) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+    return target
+
+
+def test_devices(hwnas: Hwnas) -> None:
+    found = hwnas("devices", "--json").document
+    assert all(set(entry) >= DEVICES for entry in found)
+    cpu = next(entry for entry in found if entry["name"] == "cpu")
+    assert cpu["available"] is True
+    assert "cpu" in hwnas("devices").stdout
+
+
+def test_devices_self_test(hwnas: Hwnas) -> None:
+    (entry,) = hwnas("devices", "--self-test", "cpu", "--json").document
+    assert set(entry) >= DEVICES
+    assert entry["reference_ms"] > 0
+    assert hwnas("devices", "--self-test", "toaster").code == 2
+
+
+def test_profile_measures_what_the_space_needs(measured: Any) -> None:
+    document = measured.done.document
+    assert set(document) >= PROFILE
+    assert set(document["calibration"]) >= CALIBRATION
+    assert document["entries"] == document["measured"] > 30
+    assert document["failed"] == 0
+    assert document["calibration"]["networks"] >= 15
+    for share in ("mape", "within_5", "within_10", "interval_coverage"):
+        assert 0 <= document["calibration"][share] <= 1
+
+
+def test_profile_again_measures_nothing_and_is_quick(hwnas: Hwnas, measured: Any) -> None:
+    began = time.perf_counter()
+    args = ("profile", "--device", measured.profile, "--space", "proxyless-tiny", "--lut", measured.lut)
+    document = hwnas(*args, "--json").document
+    assert time.perf_counter() - began < 10
+    assert document["measured"] == 0
+    assert document["reused"] == document["entries"]
+    human = hwnas(*args)
+    assert human.code == 0
+    assert "calibration" in human.stdout
+
+
+def test_defaults_are_said_on_stderr(hwnas: Hwnas, measured: Any) -> None:
+    done = hwnas("profile", "--device", measured.profile, "--space", "nothing")
+    assert done.code == 2
+    done = hwnas(
+        "profile", "--space", "proxyless-tiny", "--lut", measured.lut
+    )  # a table of another profile, same device
+    assert "using --device cpu (default)" in done.stderr
+
+
+def test_lut_list_and_show(hwnas: Hwnas, measured: Any) -> None:
+    listed = hwnas("lut", "list", "--root", measured.folder, "--json").document
+    assert [Path(entry["lut"]).name for entry in listed] == ["quick.lut"]
+    assert set(listed[0]) >= CPU_MODEL | {"entries"}
+    shown = hwnas("lut", "show", measured.lut, "--json").document
+    assert shown["entries"] == len(shown["rows"]) == listed[0]["entries"]
+    for row in shown["rows"]:
+        assert set(row) >= ROW
+        assert row["low_ms"] <= row["latency_ms"] <= row["high_ms"]
+    times = [row["latency_ms"] for row in shown["rows"]]
+    assert times == sorted(times, reverse=True)
+
+
+@pytest.mark.parametrize(("sort", "key"), [("macs", "macs"), ("params", "params"), ("bytes", "size_bytes")])
+def test_lut_show_sorts_and_limits(hwnas: Hwnas, measured: Any, sort: str, key: str) -> None:
+    rows = hwnas("lut", "show", "--lut", measured.lut, "--sort", sort, "--limit", "7", "--json").document["rows"]
+    values = [row[key] for row in rows]
+    assert len(values) == 7
+    assert values == sorted(values, reverse=True)
+    human = hwnas("lut", "show", measured.lut, "--sort", sort, "--limit", "7").stdout
+    assert rows[0]["key"] in human
+    assert "7 of " in human
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("absent", "no table"),
+        ("foreign", "not an hwnas table"),
+        ("truncated", "damaged"),
+        ("other database", "not an hwnas table"),
+        ("future", "format 99"),
+        ("folder", "no table"),
+    ],
+)
+def test_tables_that_are_none_exit_1_and_are_left_alone(hwnas: Hwnas, measured: Any, kind: str, says: str) -> None:
+    path = hwnas.folder / "t.lut"
+    if kind == "foreign":
+        path.write_bytes(b"no table at all" * 100)
+    elif kind == "truncated":
+        path.write_bytes(measured.lut.read_bytes()[:6000])
+    elif kind == "other database":
+        with sqlite3.connect(path) as connection:
+            connection.execute("CREATE TABLE cats (name TEXT)")
+        connection.close()
+    elif kind == "future":
+        spoilt(measured.lut, path, "PRAGMA user_version = 99")
+    elif kind == "folder":
+        path.mkdir()
+    before = path.read_bytes() if path.is_file() else None
+    for args in (("lut", "show", path), ("predict", "zoo:mobilenet-v2", "--lut", path)):
+        done = hwnas(*args)
+        assert done.code == 1
+        assert says in done.error
+    assert (path.read_bytes() if path.is_file() else None) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "flags"),
+    [
+        ("device", '"Another CPU"', []),
+        ("runtime_version", '"0.1"', []),
+        ("batch_size", "1", ["--batch", "2"]),
+        ("threads", "1", ["--threads", "2"]),
+    ],
+)
+def test_a_table_of_another_set_up_is_not_added_to(
+    hwnas: Hwnas, measured: Any, key: str, value: str, flags: list[str]
+) -> None:
+    path = spoilt(measured.lut, hwnas.folder / "t.lut", f"UPDATE header SET value = '{value}' WHERE key = '{key}'")
+    done = hwnas("profile", "--device", measured.profile, "--space", "proxyless-tiny", "--lut", path, *flags)
+    assert done.code == 1
+    assert key in done.error
+    assert visits(path) == visits(measured.lut)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        ('runtme = "onnxruntime"', 1, "did you mean 'runtime'?"),
+        ('batch_size = "one"', 1, "batch_size"),
+        ('device = "toaster"', 1, "device"),
+        ("[timing", 1, "not valid TOML"),
+    ],
+)
+def test_bad_profiles(hwnas: Hwnas, change: str, code: int, says: str) -> None:
+    path = hwnas.folder / "p.toml"
+    path.write_text(
+        f'name = "p"\nruntime = "onnxruntime"\n{change}\n' + ("" if "device" in change else 'device = "cpu"\n')
+    )
+    done = hwnas("profile", "--device", path, "--space", "proxyless-tiny")
+    assert done.code == code
+    assert says in done.error
+
+
+def test_unknown_devices_spaces_and_models_exit_2_or_1(hwnas: Hwnas) -> None:
+    done = hwnas("profile", "--device", "cpuu")
+    assert (done.code, "did you mean 'cpu'" in done.error) == (2, True)
+    done = hwnas("profile", "--space", "proxyles")
+    assert (done.code, "did you mean 'proxyless'" in done.error) == (2, True)
+    done = hwnas("profile", "--precision", "fp17")
+    assert (done.code, "fp32" in done.error) == (2, True)
+    done = hwnas("predict", "zoo:mobilnet-v2")
+    assert (done.code, "did you mean 'mobilenet-v2'" in done.error) == (2, True)
+    done = hwnas("predict", "space:proxyles")
+    assert done.code == 2
+
+
+def test_predict_without_a_table_is_arithmetic(hwnas: Hwnas) -> None:
+    done = hwnas("predict", "zoo:mobilenet-v2", "--json")
+    assert set(done.document) >= PREDICT
+    assert {key: done.document[key] for key in MOBILENET_V2} == MOBILENET_V2
+    assert done.document["latency_ms"] is None
+    assert "hwnas profile" in done.stderr
+    assert "300,774,272" in hwnas("predict", "zoo:mobilenet-v2").stdout
+
+
+def test_predict_of_a_space_counts_its_supernet(hwnas: Hwnas) -> None:
+    space = hwnas("predict", "space:proxyless-tiny", "--json").document
+    assert space["latency_ms"] is None
+    assert space["macs"] > hwnas("predict", "space:proxyless-tiny", "--json").document["params"] > 0
+
+
+def test_predict_names_what_is_missing_and_how_to_measure_it(hwnas: Hwnas, measured: Any) -> None:
+    document = hwnas("predict", "zoo:mobilenet-v2", "--lut", measured.lut, "--json").document
+    assert document["latency_ms"] is None
+    assert document["missing"]
+    assert 0 <= document["coverage"] < 1
+    human = hwnas("predict", "zoo:mobilenet-v2", "--lut", measured.lut).stdout
+    assert document["missing"][0] in human
+    assert "--measure" in human
+
+
+def test_predict_measures_what_is_missing(hwnas: Hwnas, measured: Any) -> None:
+    path = hwnas.folder / "t.lut"
+    shutil.copy(measured.lut, path)
+    document = hwnas("predict", "zoo:mobilenet-v2", "--lut", path, "--measure", "--json").document
+    assert set(document) >= PREDICT
+    assert all(set(entry) >= PREDICT_OP for entry in document["ops"])
+    assert document["coverage"] == 1
+    assert document["missing"] == []
+    assert document["low_ms"] <= document["latency_ms"] <= document["high_ms"]
+    times = [entry["latency_ms"] for entry in document["ops"]]
+    assert times == sorted(times, reverse=True)
+    # known from now on, without --measure
+    assert hwnas("predict", "zoo:mobilenet-v2", "--lut", path, "--json").document["latency_ms"] is not None
+
+
+def test_predict_of_a_corrupt_onnx_file(hwnas: Hwnas) -> None:
+    path = hwnas.folder / "net.onnx"
+    path.write_bytes(b"\x08\x07 not a network")
+    done = hwnas("predict", path)
+    assert done.code == 1
+    assert "net.onnx" in done.error
+    assert hwnas("predict", "absent.onnx").code in (1, 2)
+
+
+def interrupted(hwnas: Hwnas, number: int, *args: str | Path) -> Finished:
+    """A profile that gets the signal once measurements are in its table."""
+    child = subprocess.Popen(
+        hwnas.argv("profile", *args, "--lut", "t.lut"),
+        cwd=hwnas.folder, env=hwnas.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while visits(hwnas.folder / "t.lut") < 20:
+        assert child.poll() is None, child.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if number == signal.SIGINT:
+        os.killpg(child.pid, number)  # Ctrl-C reaches every process of the terminal, the measuring one too
+    else:
+        os.kill(child.pid, number)
+    stdout, stderr = child.communicate(timeout=60)
+    return Finished(child.returncode, stdout, stderr)
+
+
+def visits(path: Path) -> int:
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        try:
+            return int(connection.execute("SELECT count(*) FROM visits").fetchone()[0])
+        finally:
+            connection.close()
+    except sqlite3.Error:
+        return 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_profile_keeps_what_was_measured_and_goes_on(
+    hwnas: Hwnas, measured: Any, number: signal.Signals
+) -> None:
+    args = ("--device", measured.profile, "--space", "proxyless-tiny")
+    done = interrupted(hwnas, number, *args)
+    kept = visits(hwnas.folder / "t.lut")
+    assert kept >= 20
+    if number != signal.SIGKILL:
+        assert done.code == 130
+        assert f"hwnas profile --device {measured.profile}" in done.error
+        assert "t.lut" in done.error
+    resumed = hwnas("profile", *args, "--lut", "t.lut", "--json").document
+    assert resumed["entries"] == measured.done.document["entries"]
+    with sqlite3.connect(hwnas.folder / "t.lut") as connection:
+        per_pass = connection.execute(
+            "SELECT count(*) FROM visits JOIN entries ON entry = entries.id WHERE role = 'operator'"
+        ).fetchone()[0]
+    connection.close()
+    assert per_pass == 2 * resumed["entries"]  # each operator twice, those of before the signal included
+
+
+def test_a_reader_that_goes_away_is_no_error(hwnas: Hwnas, measured: Any) -> None:
+    command = f"{hwnas.argv()[0]} lut show {measured.lut} | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=hwnas.environment())
+    assert "Traceback" not in done.stderr
+    assert "Error" not in done.stderr
+
+
+def test_a_full_disk_is_one_line(hwnas: Hwnas) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            hwnas.argv("devices", "--json"), stdout=full, stderr=subprocess.PIPE, text=True, env=hwnas.environment()
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [line for line in done.stderr.splitlines() if line.startswith("hwnas: error: ")]
+    assert "disk is full" in done.stderr
+
+
+def test_a_place_that_cannot_be_written(hwnas: Hwnas, measured: Any) -> None:
+    blocked = hwnas.folder / "file"
+    blocked.write_text("")
+    done = hwnas("profile", "--device", measured.profile, "--space", "proxyless-tiny", "--lut", blocked / "t.lut")
+    assert done.code == 1
+    assert "file" in done.error
+
+
+def test_debug_shows_the_traceback(hwnas: Hwnas) -> None:
+    done = hwnas("lut", "show", "absent.lut", "--debug")
+    assert done.code == 1
+    assert "Traceback" in done.stderr
+
+
+def test_json_is_all_of_stdout(measured: Any) -> None:
+    json.loads(measured.done.stdout)
