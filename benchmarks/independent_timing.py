@@ -1,0 +1,40 @@
+"""Times ONNX files with onnxruntime alone; imports nothing of hwnas, so that its figures stand on their own.
+
+    python benchmarks/independent_timing.py FILE.onnx... [--threads 1] [--seconds 10]
+
+The files take turns in short bursts. For each: p10 and median of single runs in ms (the batch is what the file says).
+"""
+
+import argparse
+import json
+import time
+
+import numpy as np
+import onnxruntime as ort
+
+parser = argparse.ArgumentParser()
+parser.add_argument("files", nargs="+")
+parser.add_argument("--threads", type=int, default=1)
+parser.add_argument("--seconds", type=float, default=10.0, help="about how long to time each file")
+args = parser.parse_args()
+options = ort.SessionOptions()
+options.intra_op_num_threads = args.threads
+options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+runs, samples = {}, {path: [] for path in args.files}
+for path in args.files:
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    node = session.get_inputs()[0]
+    shape = [size if isinstance(size, int) else 1 for size in node.shape]
+    image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    runs[path] = lambda session=session, feed={node.name: image}: session.run(None, feed)
+end = time.perf_counter() + args.seconds * len(args.files)
+while time.perf_counter() < end:
+    for path, run in runs.items():
+        run()
+        for _ in range(5):
+            start = time.perf_counter()
+            run()
+            samples[path].append(1e3 * (time.perf_counter() - start))
+for path, times in samples.items():
+    p10, median = np.quantile(times, [0.1, 0.5])
+    print(json.dumps({"file": path, "p10_ms": round(p10, 4), "median_ms": round(median, 4), "runs": len(times)}))

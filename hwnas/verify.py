@@ -1,0 +1,196 @@
+"""Verification: builds nets for the device, measures them and says whether the promises hold.
+
+Nets are timed by the same interleaved protocol as a table, with the reference network in every pass. With a table, times
+are brought to the level of the machine when the table was made (reference then / reference now), so that a prediction is
+judged for what it says and not for the hour; the times as measured are reported beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.devices import DeviceProfile
+from hwnas.errors import HwnasError
+from hwnas.latency.build import reference_network
+from hwnas.latency.model import LatencyModel, Prediction
+from hwnas.latency.table import MIN_REFERENCE_SAMPLES, LatencyTable
+from hwnas.measure.lock import device_lock
+from hwnas.measure.onnx_models import network_to_onnx
+from hwnas.measure.passes import Entry, measure_in_passes
+from hwnas.measure.process import MeasurementError, MeasuringProcess, Subject
+from hwnas.measure.statistics import Estimate, estimate
+from hwnas.network import Network
+from hwnas.progress import Progress
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TOLERANCE = 1e-3
+"""Largest difference of an output, as a share of the largest output, that counts as the same network."""
+
+Images = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A net to verify.
+
+    Attributes:
+        name: what the report calls it.
+        network: its operators, for the prediction.
+        model: the ONNX file's bytes, with the batch of the profile.
+        budget_ms: its latency budget, if it has one.
+        module: the trained module and `images` [batch, C, H, W] to compare outputs on, if there are any.
+    """
+
+    name: str
+    network: Network
+    model: bytes
+    budget_ms: float | None = None
+    module: nn.Module | None = None
+    images: Images | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """One net's verdict. Latencies in ms of one batch.
+
+    Attributes:
+        measured_ms, measured_low_ms, measured_high_ms: at the table's reference level where `judged_on` says so.
+        raw_ms: as the clock showed it now; `drift` is the reference network now over then.
+        within_budget: ``measured_high_ms <= budget_ms``; None without a budget.
+        relative_error: prediction / measurement - 1.
+        output_max_abs_diff, output_max_rel_diff: deployed net against torch module; None without a module. Relative
+            to the largest output.
+    """
+
+    net: str
+    predicted_ms: float | None
+    predicted_low_ms: float | None
+    predicted_high_ms: float | None
+    measured_ms: float
+    measured_low_ms: float
+    measured_high_ms: float
+    raw_ms: float
+    median_ms: float
+    drift: float | None
+    judged_on: str
+    budget_ms: float | None
+    within_budget: bool | None
+    relative_error: float | None
+    output_max_abs_diff: float | None
+    output_max_rel_diff: float | None
+    same_outputs: bool | None
+    missing: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of ``results`` of ``hwnas verify --json``."""
+        return asdict(self)
+
+    @property
+    def holds(self) -> bool:
+        """Whether everything that was claimed holds."""
+        return self.within_budget is not False and self.same_outputs is not False
+
+
+def verify(
+    candidates: Sequence[Candidate], profile: DeviceProfile, *, table: LatencyTable | None, progress: Progress
+) -> list[VerifyReport]:
+    """Measures `candidates` interleaved with each other and the reference network.
+
+    Raises:
+        HwnasError: a net cannot be built or measured, or the table belongs to another set-up.
+    """
+    model = LatencyModel(table) if table is not None else None
+    entries = [
+        Entry(Subject(f"network {index}", "network", lambda model=candidate.model: model))  # type: ignore[misc]
+        for index, candidate in enumerate(candidates)
+    ]
+    batch = profile.batch_size
+    reference = Entry(
+        Subject("reference", "network", lambda: network_to_onnx(reference_network(), batch_size=batch)), reference=True
+    )
+    with device_lock(profile.device, progress), MeasuringProcess(profile) as process:
+        if table is not None:
+            table.check_bound_to(profile, process.describe)
+        outputs = [
+            _output_difference(process, entry, candidate) for entry, candidate in zip(entries, candidates, strict=True)
+        ]
+        progress.stage(f"Measuring {len(candidates)} net(s) on {process.describe['device']}")
+        with progress.start(len(entries) * profile.timing.min_passes, "visits") as task:
+            for visit in measure_in_passes(process, [reference, *entries]):
+                if visit.entry.failure is not None:
+                    named = {id(entry): candidate.name for entry, candidate in zip(entries, candidates, strict=True)}
+                    name = named.get(id(visit.entry), "the reference network")
+                    raise HwnasError(f"{name} cannot be measured: {visit.entry.failure}")
+                if not visit.entry.reference and visit.number < profile.timing.min_passes:
+                    task.advance(1)
+    drift = _drift(table, reference)
+    return [
+        _report(candidate, entry, model, drift, difference)
+        for candidate, entry, difference in zip(candidates, entries, outputs, strict=True)
+    ]
+
+
+def _drift(table: LatencyTable | None, reference: Entry) -> float | None:
+    """The reference network's time now over its time at the table's level."""
+    then = table.reference() if table is not None else None
+    if then is None or sum(map(len, reference.visits)) < MIN_REFERENCE_SAMPLES:
+        return None
+    return estimate(reference.visits).latency_ms / then.latency_ms
+
+
+def _output_difference(process: MeasuringProcess, entry: Entry, candidate: Candidate) -> tuple[float, float] | None:
+    """(largest absolute difference, the same as a share of the largest output) of the deployed net to the module."""
+    if candidate.module is None or candidate.images is None:
+        return None
+    import torch
+
+    try:
+        deployed = process.run(entry.subject, candidate.images)
+    except MeasurementError as error:
+        raise HwnasError(f"{candidate.name} does not run on the device: {error}") from None
+    module = candidate.module.eval()
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(candidate.images)).numpy()
+    absolute = float(np.abs(deployed - expected).max())
+    return absolute, absolute / max(1e-12, float(np.abs(expected).max()))
+
+
+def _report(
+    candidate: Candidate,
+    entry: Entry,
+    model: LatencyModel | None,
+    drift: float | None,
+    difference: tuple[float, float] | None,
+) -> VerifyReport:
+    raw = estimate(entry.visits)
+    judged: Estimate = raw.scaled(1 / drift) if drift is not None else raw
+    predicted: Prediction | None = model.predict(candidate.network) if model is not None else None
+    latency = predicted.latency_ms if predicted is not None else None
+    budget = candidate.budget_ms
+    return VerifyReport(
+        net=candidate.name,
+        predicted_ms=latency,
+        predicted_low_ms=predicted.low_ms if predicted else None,
+        predicted_high_ms=predicted.high_ms if predicted else None,
+        measured_ms=judged.latency_ms,
+        measured_low_ms=judged.low_ms,
+        measured_high_ms=judged.high_ms,
+        raw_ms=raw.latency_ms,
+        median_ms=float(np.median(np.concatenate(entry.visits))),
+        drift=drift,
+        judged_on="reference-normalised" if drift is not None else "as measured",
+        budget_ms=budget,
+        within_budget=None if budget is None else judged.high_ms <= budget,
+        relative_error=None if latency is None else latency / judged.latency_ms - 1,
+        output_max_abs_diff=difference[0] if difference else None,
+        output_max_rel_diff=difference[1] if difference else None,
+        same_outputs=None if difference is None else difference[1] <= TOLERANCE,
+        missing=predicted.missing if predicted else (),
+    )
