@@ -1,0 +1,134 @@
+"""`Recipe`: every number of training and searching that is not in the space, read from TOML.
+
+Three ship: ``default`` (small images on a CPU), ``quickstart`` (minutes) and ``paper`` (SPOS on ImageNet).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hwnas.errors import HwnasError, UsageError
+
+
+class Phase(BaseModel):
+    """How weights are trained: the supernet's, or a found net's when it is fine-tuned.
+
+    Attributes:
+        steps: optimizer steps; 0 trains nothing.
+        batch_size: images of a step.
+        optimizer: ``sgd`` (Nesterov-free momentum) or ``adamw``.
+        lr: peak learning rate.
+        momentum: of SGD.
+        weight_decay: on weights of two or more dimensions only, never on biases and BatchNorm. SGD adds it to the
+            gradient, AdamW decays the weight itself.
+        warmup_steps: steps in which the learning rate rises linearly from 0.
+        schedule: ``linear`` or ``cosine`` decay to 0.
+        label_smoothing: of the cross entropy.
+        crop_padding: pixels of zeros around the image before a random crop back to its size.
+        flip: mirrors half of the images.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(ge=0)
+    batch_size: int = Field(ge=2)
+    optimizer: Literal["sgd", "adamw"]
+    lr: float = Field(gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    schedule: Literal["linear", "cosine"] = "cosine"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    crop_padding: int = Field(default=0, ge=0)
+    flip: bool = True
+
+
+class Scoring(BaseModel):
+    """How a candidate is scored with the supernet's weights.
+
+    Attributes:
+        recalibrate_images: training images that its BatchNorm statistics are recomputed on.
+        val_images: class-balanced validation images that its accuracy is measured on.
+        batch_size: images of one forward pass.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    recalibrate_images: int = Field(ge=2)
+    val_images: int = Field(ge=1)
+    batch_size: int = Field(default=250, ge=2)
+
+
+class Evolution(BaseModel):
+    """Algorithm 1 of SPOS.
+
+    Attributes:
+        population: candidates of a generation, half of them by crossover and half by mutation.
+        generations: how often the population is renewed.
+        topk: parents that are kept.
+        mutation: probability that a mutation redraws a slot.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    population: int = Field(default=50, ge=2)
+    generations: int = Field(default=20, ge=1)
+    topk: int = Field(default=10, ge=1)
+    mutation: float = Field(default=0.1, gt=0, le=1)
+
+
+class Recipe(BaseModel):
+    """A whole search: what trains the supernet, scores candidates, evolves them and fine-tunes what was found."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    supernet: Phase
+    scoring: Scoring
+    evolution: Evolution = Evolution()
+    finetune: Phase
+    zero_init_residual: bool = True
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship."""
+    folder = resources.files("hwnas.train") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """The recipe `name`: one that ships, or the path of a TOML file.
+
+    Raises:
+        UsageError: there is no such recipe.
+        HwnasError: the file is not a recipe; the message names the field.
+    """
+    text = str(name)
+    if text in recipe_names():
+        source = (resources.files("hwnas.train") / "recipes" / f"{text}.toml").read_bytes()
+    elif Path(text).is_file():
+        source = Path(text).read_bytes()
+    else:
+        raise UsageError(f"no recipe is called {text!r}: {', '.join(recipe_names())}, or a path to a TOML file")
+    try:
+        return recipe_from(tomllib.loads(source.decode()), text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise HwnasError(f"recipe {text}: not TOML: {error}") from error
+
+
+def recipe_from(data: dict[str, Any], where: str) -> Recipe:
+    """The recipe in `data`; `where` names its origin in errors.
+
+    Raises:
+        HwnasError: a field is missing, unknown or out of range.
+    """
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise HwnasError(f"recipe {where}: {field}: {first['msg']}") from error
