@@ -1,7 +1,7 @@
 """Verification: builds nets for the device, measures them and says whether the promises hold.
 
-Nets are timed by the same interleaved protocol as a table, with the reference network in every pass. With a table, times
-are brought to the level of the machine when the table was made (reference then / reference now), so that a prediction is
+Nets are timed by the interleaved protocol of a table, with the reference network in every pass. With a table, times
+are brought to the level that the machine had then (reference then / reference now), so that a prediction is
 judged for what it says and not for the hour; the times as measured are reported beside.
 """
 

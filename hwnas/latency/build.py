@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -116,8 +117,7 @@ def build_table(
     networks = {name: network for name, network in models.items() if not network.unknown}
     for space in spaces:
         for index, arch in enumerate(calibration_archs(space, CALIBRATION_NETWORKS)):
-            size = "x".join(map(str, space.input_shape))
-            networks[f"{space.name} {size} {space.num_classes} #{index}"] = space.network(arch)
+            networks[f"{space.name} #{index}"] = space.network(arch)
     unknown = tuple(dict.fromkeys(name for network in models.values() for name in network.unknown))
     return _measure(profile, path, ops, networks, progress, unknown)
 
@@ -175,7 +175,8 @@ def _entries(
     subjects: dict[tuple[str, str], Subject] = {}
     content: dict[tuple[str, str], dict[str, Any]] = {}
     plain = {("reference", "reference"): reference_network(), ("overhead", "overhead"): overhead_network()}
-    plain |= {("network", name): network for name, network in networks.items()}
+    # named by content too: a network that was defined otherwise before is another one
+    plain |= {("network", f"{name} {_digest(network)}"): network for name, network in networks.items()}
     for (role, name), network in plain.items():
         subjects[role, name] = Subject(
             f"{role} {name}",
@@ -204,6 +205,11 @@ def _entries(
             table.add_entry(role, name, data)
     # what has its visits is finished, however wide its interval: a second call measures nothing
     return {name: entry for name, entry in entries.items() if name in todo or entry.reference}, todo
+
+
+def _digest(network: Network) -> str:
+    text = "\n".join([str(network.input_shape), *(op.key for op in network.ops)])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _run_passes(
