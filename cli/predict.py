@@ -15,10 +15,10 @@ from .terminal import Terminal, count, milliseconds
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hwnas.models import LoadedModel
     from rich.table import Table
 
     from hwnas.latency.model import Prediction
+    from hwnas.models import LoadedModel
     from hwnas.network import Network
     from hwnas.ops import Op
 
@@ -43,33 +43,22 @@ def command(terminal: Terminal, model: str, lut: Path | None, device: str | None
       hwnas predict torchvision:mobilenet_v2 --lut p.lut --measure
       hwnas predict net.onnx --json
     """
-    document = _space(model) if model.startswith("space:") else _model(terminal, model, lut, device, measure)
+    document = _predicted(terminal, model, lut, device, measure)
     if terminal.json:
         terminal.document(document)
     else:
         _show(terminal, document, limit)
 
 
-def _space(text: str) -> dict[str, Any]:
-    """Everything a supernet holds, all choices at once."""
-    from hwnas.spaces import get_space
-
-    space = get_space(text.removeprefix("space:"))
-    ops = list(space.fixed_ops())
-    for slot, choices in enumerate(space.slots):
-        for choice in range(len(choices)):
-            ops += space.slot_ops(slot, choice)
-    return _document(text, ops)
-
-
-def _model(terminal: Terminal, text: str, lut: Path | None, device: str | None, measure: bool) -> dict[str, Any]:
-    from hwnas.models import load_model
-
+def _predicted(terminal: Terminal, text: str, lut: Path | None, device: str | None, measure: bool) -> dict[str, Any]:
     from hwnas.latency.model import LatencyModel
     from hwnas.latency.table import LatencyTable
+    from hwnas.models import load_model
 
     loaded = load_model(text)
     network = loaded.network
+    if loaded.supernet:
+        return _document(text, network.ops)
     path = _measured(terminal, loaded, lut, device) if measure else _known_table(terminal, lut, device)
     document = _document(text, network.ops)
     document["unknown"] = list(network.unknown)
@@ -161,7 +150,7 @@ def _show(terminal: Terminal, document: dict[str, Any], limit: int) -> None:
         head.add_row("coverage", f"{100 * document['coverage']:.1f}% of the operators are in {document['lut']}")
     head.add_row("MACs", f"{document['macs']:,} (papers: FLOPs)")
     head.add_row("parameters", f"{document['params']:,} ({document['conv_fc_params']:,} without BatchNorm)")
-    terminal.table(head, _operators(document["ops"][:limit]))
+    terminal.table(head, _operators(document["ops"][:limit], "missing" if document["lut"] else ""))
     rest = len(document["ops"]) - limit
     if rest > 0:
         terminal.table(f"and {count(rest, 'operator')} more (--limit, --json)")
@@ -173,7 +162,7 @@ def _show(terminal: Terminal, document: dict[str, Any], limit: int) -> None:
         terminal.table(*(f"  {key}" for key in document["missing"][:limit]), f"measure with: {measuring}")
 
 
-def _operators(ops: list[dict[str, Any]]) -> Table:
+def _operators(ops: list[dict[str, Any]], absent: str) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -181,6 +170,6 @@ def _operators(ops: list[dict[str, Any]]) -> Table:
     for title in ("times", "ms", "MACs"):
         table.add_column(title, justify="right", no_wrap=True)
     for entry in ops:
-        latency = "missing" if entry["latency_ms"] is None else milliseconds(entry["latency_ms"])
+        latency = absent if entry["latency_ms"] is None else milliseconds(entry["latency_ms"])
         table.add_row(entry["op"], str(entry["count"]), latency, f"{entry['macs']:,}")
     return table
