@@ -20,7 +20,7 @@ PROXYLESS = MobileTable(
 PROXYLESS_TINY = MobileTable(
     stem=16,
     first=16,
-    stages=(Stage(24, 3, 1), Stage(40, 3, 2), Stage(80, 4, 2)),
+    stages=(Stage(24, 3, 2), Stage(40, 3, 1), Stage(80, 3, 2)),
     head=320,
 )
 """The same blocks and choices for images of 28 to 64 pixels."""
