@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 IMAGE_CHANNELS = 4
 """Inputs with up to so many channels are images: a network gets them in the plain layout."""
@@ -31,26 +31,26 @@ def anchored(model: bytes) -> onnx.ModelProto:
         if len(_dims(value)) == 4 and _dims(value)[1] > IMAGE_CHANNELS:
             inner = f"{value.name}_anchored"
             _rename(graph, value.name, inner)
-            # its ReLU keeps the runtime from fusing the operator's own addition or activation into the anchor
-            first += _anchor(graph, value.name, inner, _dims(value)[1], relu=True)
+            # its own activation keeps the runtime from fusing the operator's addition or activation into the anchor
+            first += _anchor(graph, value.name, inner, _dims(value)[1], "Tanh")
     for value in graph.output:
         if len(_dims(value)) == 4:
             inner = f"{value.name}_inner"
             _rename(graph, value.name, inner)
-            last += _anchor(graph, inner, value.name, _dims(value)[1], relu=False)
+            last += _anchor(graph, inner, value.name, _dims(value)[1], "")
     nodes = [*first, *graph.node, *last]
     del graph.node[:]
     graph.node.extend(nodes)
     return proto
 
 
-def _anchor(graph: onnx.GraphProto, source: str, target: str, channels: int, *, relu: bool) -> list[onnx.NodeProto]:
+def _anchor(graph: onnx.GraphProto, source: str, target: str, channels: int, act: str) -> list[onnx.NodeProto]:
     weight = f"{target}_anchor"
     graph.initializer.append(helper.make_tensor(weight, TensorProto.FLOAT, (channels, 1, 1, 1), [1.0] * channels))
-    inner = f"{target}_plain" if relu else target
+    inner = f"{target}_plain" if act else target
     nodes = [helper.make_node("Conv", [source, weight], [inner], kernel_shape=[1, 1], group=channels)]
-    if relu:
-        nodes.append(helper.make_node("Relu", [inner], [target]))
+    if act:
+        nodes.append(helper.make_node(act, [inner], [target]))
     return nodes
 
 
@@ -84,7 +84,7 @@ def between_anchors(optimised: onnx.ModelProto, shapes_of: ShapesOf) -> Core:
     """Cuts the core out of an optimised model. `shapes_of` runs a model and returns its outputs' shapes."""
     nodes = list(optimised.graph.node)
     producer = {name: node for node in nodes for name in node.output}
-    fixed = {value.name: tuple(value.dims) for value in optimised.graph.initializer}
+    fixed = {value.name: value for value in optimised.graph.initializer}
     outputs = []
     for value in optimised.graph.output:
         # behind the last anchor the runtime may have put a conversion back to the plain layout: walk up to the anchor
@@ -127,9 +127,19 @@ def between_anchors(optimised: onnx.ModelProto, shapes_of: ShapesOf) -> Core:
     )
 
 
-def _is_anchor(node: onnx.NodeProto, weights: dict[str, tuple[int, ...]]) -> bool:
-    """A depthwise 1x1 convolution without bias; the runtime turns a BatchNorm into one too, but with a bias."""
-    return node.op_type == "Conv" and len(node.input) == 2 and weights.get(node.input[1], ())[1:] == (1, 1, 1)
+def _is_anchor(node: onnx.NodeProto, weights: dict[str, TensorProto]) -> bool:
+    """A depthwise 1x1 convolution without bias whose weights are one (or the zeros that fill a block of channels).
+
+    The runtime turns a BatchNorm into such a convolution too, but with a bias; weights of operators are random. In the
+    plain layout it calls a convolution with an activation `FusedConv`.
+    """
+    if node.op_type not in ("Conv", "FusedConv") or len(node.input) != 2 or node.input[1] not in weights:
+        return False
+    weight = weights[node.input[1]]
+    if len(weight.dims) != 4 or tuple(weight.dims[1:]) != (1, 1, 1):
+        return False
+    values = numpy_helper.to_array(weight)
+    return bool(values.any() and ((values == 0) | (values == 1)).all())
 
 
 def _dims(value: onnx.ValueInfoProto) -> tuple[int, ...]:

@@ -1,0 +1,219 @@
+"""An operator is timed as the runtime runs it inside networks: judged by the runtime's OWN optimised graphs."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+
+from hwnas.measure.onnx_models import network_to_onnx, op_to_onnx
+from hwnas.measure.runtimes.onnx_runtime import OnnxRuntime
+from hwnas.measure.runtimes.operator_graph import anchored, between_anchors
+from hwnas.network import Network, NetworkBuilder
+from hwnas.ops import ACTIVATIONS, KINDS, Op
+from hwnas.spaces import get_space
+from hwnas.zoo import zoo_network
+
+LAYOUT = {"ReorderInput", "ReorderOutput", "Flatten"}
+"""Where a network changes between the runtime's blocked layout and the plain one depends on the neighbours: behind the
+last convolution of a classifier, before its Flatten, and around operators that exist in one layout only."""
+
+CHANNELS = (6, 8, 16, 24)
+"""Multiples of the runtime's blocks of channels (8, or 16 with AVX-512), and not."""
+
+
+@functools.cache
+def runtime() -> OnnxRuntime:
+    return OnnxRuntime(threads=1)
+
+
+def name(node: onnx.NodeProto) -> str:
+    """A node's operator with what the runtime fused into it."""
+    acts = [item.s.decode() for item in node.attribute if item.name == "activation"]
+    added = node.op_type in ("Conv", "FusedConv") and len(node.input) > 3 and node.input[3]
+    return "+".join([node.op_type, *(["sum"] if added else []), *acts])
+
+
+def whole(network: Network, batch_size: int = 1) -> Counter[str]:
+    """What the runtime makes of a network."""
+    model = onnx.load_from_string(network_to_onnx(network, batch_size=batch_size))
+    return Counter(map(name, runtime()._optimised(model).graph.node))
+
+
+@functools.cache
+def core(op: Op, batch_size: int = 1) -> Counter[str]:
+    """What is timed for an operator."""
+    model = runtime()._optimised(anchored(op_to_onnx(op, batch_size=batch_size)))
+    return Counter(map(name, between_anchors(model, runtime()._shapes).nodes))
+
+
+def cores(network: Network, batch_size: int = 1) -> Counter[str]:
+    """What is timed for all operators of a network."""
+    total: Counter[str] = Counter()
+    for op in network.ops:
+        total += core(op.deployed(), batch_size)
+    return total
+
+
+def plain(found: Counter[str]) -> Counter[str]:
+    return Counter({kind: count for kind, count in found.items() if kind not in LAYOUT})
+
+
+def operators(channels: int) -> list[Op]:
+    """At least one operator of each kind, and those that resemble the anchors or what is fused into them."""
+    image, half = (channels, 8, 8), channels // 2
+    conv = functools.partial(Op.conv, image, channels)
+    return [
+        Op.conv((3, 16, 16), channels, kernel=3, stride=2, norm=True, act="relu6"),
+        conv(kernel=3, stride=2, norm=True, act="relu6"),
+        conv(kernel=1, groups=channels),  # an anchor's twin
+        conv(kernel=1, groups=channels, act="tanh"),
+        conv(kernel=1, groups=channels, norm=True),
+        conv(kernel=(1, 5), groups=channels, act="silu"),
+        conv(kernel=3, groups=2, bias=True),
+        conv(kernel=1, norm=True, residual=True),
+        conv(kernel=1, norm=True, residual=True, act="relu"),
+        conv(kernel=3, groups=channels, norm=True, residual=True),
+        Op.linear(12, 5),
+        Op.linear(12, 5, bias=False, act="hardswish"),
+        Op.pool("max_pool", image, kernel=3, stride=2, ceil_mode=True),
+        Op.pool("avg_pool", image, kernel=2),
+        Op.global_avg_pool(image),
+        Op.add(image),
+        Op.add(image, act="relu"),
+        Op.mul(image, (channels, 1, 1)),
+        Op.mul(image, image, act="sigmoid"),
+        Op.concat([image, (2, 8, 8)]),
+        Op.concat([image, image]),
+        Op.concat([(4,), (3,)]),
+        Op.split(image, (half, channels - half)),
+        Op.split(image, (channels,)),
+        Op.shuffle(image, 2),
+        Op.affine(image, act="relu"),
+        Op.affine((12,)),
+        *[Op.activation(image, act) for act in ACTIVATIONS if act],
+        Op.activation((12,), "relu"),
+    ]
+
+
+def test_every_kind_is_covered() -> None:
+    assert {op.kind for op in operators(8)} == set(KINDS)
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_every_operator_has_a_core_that_can_be_timed(channels: int) -> None:
+    for op in operators(channels):
+        session = runtime().load_operator(op_to_onnx(op), min_run_ms=0.01)
+        assert session.repeats >= 1, op.key
+        assert all(0 < sample < 1000 for sample in session.time_ms(2)), op.key
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_no_anchor_is_timed_with_an_operator(channels: int) -> None:
+    for op in operators(channels):
+        found = plain(core(op))
+        if op.kind == "conv":
+            convolutions = sum(count for kind, count in found.items() if "Conv" in kind)
+            assert convolutions == 1, (op.key, found)
+        elif op.kind == "affine":
+            assert sum(count for kind, count in found.items() if "Conv" in kind or "Batch" in kind) == 1, op.key
+        else:
+            assert not any("Conv" in kind for kind in found), (op.key, found)
+
+
+def test_repeats_reach_the_asked_duration_and_no_copy_is_optimised_away() -> None:
+    op = Op.conv((16, 8, 8), 16, kernel=1, norm=True)
+    model = between_anchors(runtime()._optimised(anchored(op_to_onnx(op))), runtime()._shapes).model(7)
+    assert Counter(map(name, model.graph.node)) == Counter({kind: 7 * count for kind, count in core(op).items()})
+    assert len(model.graph.output) == 7
+    weights = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    assert len(weights) == 7  # each copy reads its own weights, as each layer of a network does
+    long = runtime().load_operator(op_to_onnx(op), min_run_ms=0.2)
+    short = runtime().load_operator(op_to_onnx(op), min_run_ms=1e-4)
+    assert long.repeats > short.repeats
+
+
+SPACE_NETS = [(space, seed) for space in ("proxyless-tiny", "proxyless") for seed in range(2)]
+
+
+@pytest.mark.parametrize(("space", "seed"), SPACE_NETS)
+def test_networks_of_the_spaces_are_their_operators(space: str, seed: int) -> None:
+    found = get_space(space)
+    network = found.network(found.sample(np.random.default_rng(seed)))
+    real, timed = whole(network), cores(network)
+    assert plain(real) == plain(timed)
+    # one conversion behind the last convolution, and none that networks do not pay
+    assert sum((timed - real).values()) == 0
+    assert real - timed <= Counter({"ReorderOutput": 1, "Flatten": 1})
+
+
+@pytest.mark.parametrize("net", ["mobilenet-v2", "proxyless-r-mobile"])
+def test_networks_of_the_zoo_are_their_operators(net: str) -> None:
+    network = zoo_network(net)
+    assert plain(whole(network)) == plain(cores(network))
+
+
+def resnet_like(channels: int = 64, *, fused: bool = True) -> Network:
+    """Stem, pooling, a block with the identity and one with a convolution beside; without `fused`, every addition and
+    activation behind the first convolution is described as an operator of its own."""
+    builder = NetworkBuilder((3, 64, 64))
+    builder.add(Op.conv((3, 64, 64), channels, kernel=7, stride=2, norm=True, act="relu"))
+    builder.add(Op.pool("max_pool", builder.shape(), kernel=3, stride=2, padding=1))
+    entry = builder.last
+    builder.add(Op.conv(builder.shape(), channels, kernel=3, norm=True, act="relu"))
+    if fused:
+        op = Op.conv(builder.shape(), channels, kernel=3, norm=True, act="relu", residual=True)
+        builder.add(op, (builder.last, entry))
+    else:
+        builder.add(Op.conv(builder.shape(), channels, kernel=3, norm=True))
+        builder.add(Op.add(builder.shape(), act="relu"), (builder.last, entry))
+    entry = builder.last
+    beside = builder.add(Op.conv(builder.shape(), 2 * channels, kernel=1, stride=2, norm=True))
+    builder.add(Op.conv(builder.shape(entry), 2 * channels, kernel=3, stride=2, norm=True, act="relu"), (entry,))
+    op = Op.conv(builder.shape(), 2 * channels, kernel=3, norm=True, act="relu", residual=True)
+    builder.add(op, (builder.last, beside))
+    builder.add(Op.global_avg_pool(builder.shape()))
+    builder.add(Op.linear(2 * channels, 10))
+    return builder.build()
+
+
+def squeeze_excite(channels: int = 64, *, act: str = "hardswish") -> Network:
+    """A depthwise convolution, its squeeze and excitation, and a projection with the residual."""
+    builder = NetworkBuilder((3, 32, 32))
+    builder.add(Op.conv((3, 32, 32), channels, kernel=3, stride=2, norm=True, act=act))
+    entry = builder.last
+    wide = builder.add(Op.conv(builder.shape(), channels, kernel=3, groups=channels, norm=True, act=act))
+    shape = builder.shape()
+    builder.add(Op.global_avg_pool(shape))
+    builder.add(Op.conv((channels, 1, 1), 16, kernel=1, bias=True, act="relu"))
+    builder.add(Op.conv((16, 1, 1), channels, kernel=1, bias=True, act="hardsigmoid"))
+    builder.add(Op.mul(shape, (channels, 1, 1)), (wide, builder.last))
+    builder.add(Op.conv(shape, channels, kernel=1, norm=True, residual=True), (builder.last, entry))
+    builder.add(Op.global_avg_pool(shape))
+    builder.add(Op.linear(channels, 10))
+    return builder.build()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_residual_nets_are_their_operators(batch_size: int) -> None:
+    network = resnet_like()
+    assert plain(whole(network, batch_size)) == plain(cores(network, batch_size))
+
+
+@pytest.mark.parametrize("act", ["relu", "relu6", "hardswish", "silu"])
+def test_squeeze_and_excitation_nets_are_their_operators(act: str) -> None:
+    network = squeeze_excite(act=act)
+    assert plain(whole(network)) == plain(cores(network))
+
+
+def test_a_description_that_fuses_otherwise_than_the_runtime_is_noticed() -> None:
+    network = resnet_like(fused=False)
+    assert plain(whole(network)) == plain(whole(resnet_like()))  # the runtime fuses whatever we call it
+    assert plain(whole(network)) != plain(cores(network))
+    builder = NetworkBuilder((3, 32, 32))
+    builder.add(Op.conv((3, 32, 32), 16, kernel=3, norm=True))
+    builder.add(Op.activation(builder.shape(), "relu"))
+    assert plain(whole(builder.build())) != plain(cores(builder.build()))
