@@ -108,7 +108,7 @@ class _Reader(fx.Interpreter):
         else:
             function = _function_name(n)
             call.name = f"{_scope(n)}.{function}" if _scope(n) else function
-            label = f"{function} in {_scope(n)}" if _scope(n) else function
+            label = call.name
             if n.op == "call_method" or _is_torch(n.target):
                 handler = FUNCTIONS.get(function.rstrip("_") or function)
         steps = len(self.read.steps)
