@@ -1,0 +1,135 @@
+"""One contract for every space, and its golden numbers."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hwnas.costs import macs_cost, params_cost
+from hwnas.errors import HwnasError, UsageError
+from hwnas.spaces import SPACES, Arch, arch_from_json, get_space
+from hwnas.trace import ops_of
+
+GOLDEN = tomllib.loads((Path(__file__).parents[1] / "golden" / "zoo.toml").read_text())["space"]
+NAMES = list(SPACES)
+
+
+def test_every_space_has_golden_numbers() -> None:
+    assert set(GOLDEN) == set(SPACES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_numbers(name: str) -> None:
+    space, golden = get_space(name), GOLDEN[name]
+    prices = macs_cost(space).prices
+    assert len(space.slots) == golden["slots"]
+    assert sum("skip" in choices for choices in space.slots) == golden["skippable"]
+    assert prices.total_of(prices.cheapest()) == golden["least_macs"]
+    assert prices.total_of(prices.dearest()) == golden["most_macs"]
+
+
+def test_the_size_of_the_proxyless_space() -> None:
+    assert get_space("proxyless").size == 7**15 * 6**6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prices_are_additive(name: str) -> None:
+    space, rng = get_space(name), np.random.default_rng(1)
+    macs, params = macs_cost(space).prices, params_cost(space).prices
+    archs = [space.sample(rng) for _ in range(20)] + [Arch(name, macs.cheapest()), Arch(name, macs.dearest())]
+    for arch in archs:
+        network = space.network(arch)
+        slot_ops = [op for slot, gene in enumerate(arch.genes) for op in space.slot_ops(slot, gene)]
+        assert sorted(network.ops, key=repr) == sorted((*space.fixed_ops(), *slot_ops), key=repr)
+        assert network.macs == macs.total_of(arch.genes)
+        assert network.params == params.total_of(arch.genes)
+
+
+@pytest.mark.parametrize("size", [28, 33, 64])
+@pytest.mark.parametrize("name", NAMES)
+def test_module_and_arithmetic_agree(name: str, size: int) -> None:
+    lo, hi = SPACES[name].image_sizes
+    space = get_space(name, image_size=min(max(size, lo), hi), num_classes=7)
+    for seed in range(2):
+        arch = space.sample(np.random.default_rng(seed))
+        network = space.network(arch)
+        traced = ops_of(space.build(arch), space.input_shape)
+        assert traced.ops == network.ops
+        assert [node.inputs for node in traced.nodes] == [node.inputs for node in network.nodes]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_come_from_the_generator_that_is_passed(name: str) -> None:
+    space = get_space(name)
+    arch = space.sample(np.random.default_rng(0))
+    first, again, other = (space.build(arch, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    for a, b in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_json_there_and_back(name: str) -> None:
+    space = get_space(name, image_size=64, num_classes=5)
+    arch = space.sample(np.random.default_rng(3))
+    again, found = arch_from_json(json.loads(json.dumps(space.to_json(arch))))
+    assert found == arch
+    assert (again.input_shape, again.num_classes, again.slots) == (space.input_shape, 5, space.slots)
+
+
+def _document(**changes: Any) -> dict[str, Any]:
+    space = get_space("proxyless-tiny")
+    return {**space.to_json(Arch(space.name, (0,) * len(space.slots))), **changes}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        [],
+        "proxyless-tiny",
+        {},
+        _document(format=2),
+        _document(format=True),
+        _document(space="no-such-space"),
+        _document(space=["proxyless-tiny"]),
+        _document(input_shape=[3, 10**12, 10**12]),
+        _document(input_shape=[3, -28, -28]),
+        _document(input_shape=[1, 28, 28]),
+        _document(input_shape=[3, 28, 64]),
+        _document(input_shape="28"),
+        _document(num_classes=1),
+        _document(num_classes=10**9),
+        _document(num_classes=10.0),
+        _document(num_classes=None),
+        _document(genes=[0]),
+        _document(genes=[-1] * 9),
+        _document(genes=[0] * 8 + [99]),
+        _document(genes=[True] * 9),
+        _document(genes=[0.0] * 9),
+        _document(genes=[10**30] * 9),
+        _document(genes={"0": 0}),
+        _document(genes=[1] * 9),
+        _document(layers=[["k3e3"]] * 9),
+    ],
+)
+def test_hostile_architectures_are_refused(data: Any) -> None:
+    with pytest.raises(HwnasError) as error:
+        arch_from_json(data)
+    assert error.value.exit_code == 1
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_names_and_sizes_say_what_would_do() -> None:
+    with pytest.raises(UsageError, match=r"did you mean 'proxyless-tiny'"):
+        get_space("proxyles-tiny")
+    with pytest.raises(UsageError, match=r"images of 28 to 64 pixels, not 224; proxyless would do"):
+        get_space("proxyless-tiny", image_size=224)
+    with pytest.raises(UsageError, match=r"28 to 64 pixels, not 8$"):
+        get_space("proxyless-tiny", image_size=8)
+    with pytest.raises(UsageError, match=r"classes, not 1"):
+        get_space("proxyless", num_classes=1)
