@@ -37,6 +37,7 @@ class Terminal:
     kept: str = ""
     resume: tuple[str, ...] = ()
     _result: TextIO | None = field(default=None, repr=False)
+    _said: set[str] = field(default_factory=set, repr=False)
 
     def claim_stdout(self) -> None:
         """From here on only `document` and `table` reach stdout; what libraries and children print goes to stderr."""
@@ -54,7 +55,7 @@ class Terminal:
         """Prints the one JSON document of `--json`."""
         import json
 
-        self.stdout.write(json.dumps(_plain(data), indent=2, allow_nan=False) + "\n")
+        self.stdout.write(json.dumps(plain(data), indent=2, allow_nan=False) + "\n")
         self.stdout.flush()
 
     def table(self, *parts: RenderableType) -> None:
@@ -77,7 +78,10 @@ class Terminal:
 
     def default(self, option: str, value: object, why: str = "default") -> None:
         """Says on stderr which value an option got that was not given."""
-        self.note(f"using {option} {value} ({why})")
+        line = f"using {option} {value} ({why})"
+        if line not in self._said:
+            self._said.add(line)
+            self.note(line)
 
     def error(self, line: str) -> None:
         """The one line that says what went wrong and what to do."""
@@ -100,14 +104,19 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _plain(data: Any) -> Any:
+def percent(share: float | None) -> str:
+    """A fraction as percent; a dash where there is none."""
+    return "-" if share is None else f"{100 * share:.2f}%"
+
+
+def plain(data: Any) -> Any:
     """`data` as JSON can say it: numpy scalars as numbers, NaN and infinity as null, paths as text."""
     if isinstance(data, dict):
-        return {str(key): _plain(value) for key, value in data.items()}
+        return {str(key): plain(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_plain(value) for value in data]
+        return [plain(value) for value in data]
     if hasattr(data, "tolist"):
-        return _plain(data.tolist())
+        return plain(data.tolist())
     if isinstance(data, float):
         return data if math.isfinite(data) else None
     return str(data) if isinstance(data, os.PathLike) else data

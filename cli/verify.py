@@ -1,0 +1,333 @@
+"""`hwnas verify`: measures networks on the device and compares with prediction and budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hwnas.errors import ClaimError, HwnasError, UsageError
+
+from .choices import chosen_table, device_options, device_profile, table_profile
+from .options import Command, common, file_path, option
+from .pictures import pictures
+from .terminal import Terminal, milliseconds, percent, plain
+
+if TYPE_CHECKING:
+    from hwnas.devices import DeviceProfile
+    from hwnas.models import LoadedModel
+    from hwnas.verify import Candidate, VerifyReport
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is to be verified: a net and, of a found one, what the search said of it."""
+
+    loaded: LoadedModel
+    found: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+
+
+@click.command("verify", cls=Command)
+@click.argument("model", required=False, metavar="[MODEL]")
+@device_options
+@option("--lut", type=file_path, metavar="FILE", help="The table  [default: the run's, else the newest that fits]")
+@option("--latency", metavar="B", help="Budget: 17ms or zoo:NAME  [default: that of the run's nets]")
+@option("--data", metavar="DATA", help="Pictures to compare outputs on  [default: the run's, else fashion-mnist]")
+@common
+@click.pass_obj
+def command(
+    terminal: Terminal,
+    model: str | None,
+    device: str | None,
+    batch: int | None,
+    precision: str | None,
+    runtime: str | None,
+    threads: int | None,
+    lut: Path | None,
+    latency: str | None,
+    data: str | None,
+) -> None:
+    """Build networks for the device, measure them, and compare with prediction and budget.
+
+    MODEL is a run  [default: the newest under runs/], RUN/nets/NAME, FILE.onnx, zoo:NAME or torchvision:NAME. Within
+    budget is what meets it with the upper end of the measurement; else the exit code is 3.
+
+    \b
+    Example:
+      hwnas verify
+      hwnas verify runs/quickstart --device cpu
+      hwnas verify net.onnx --latency 17ms
+    """
+    from hwnas.latency.table import LatencyTable
+    from hwnas.verify import verify
+
+    subjects = _subjects(terminal, model)
+    given = {"batch_size": batch, "precision": precision, "threads": threads}
+    path = _table(terminal, lut, device, given, subjects)
+    profile = _profile(terminal, device, batch, precision, runtime, threads, path)
+    budget_ms = _budget(latency, path)
+    candidates = [_candidate(terminal, subject, profile, budget_ms, data) for subject in subjects]
+    terminal.kept = "nothing was written"
+    if path is None:
+        terminal.note("no table: nothing is predicted")
+        reports = verify(candidates, profile, table=None, progress=terminal.progress())
+    else:
+        with LatencyTable.open(path) as table:
+            reports = verify(candidates, profile, table=table, progress=terminal.progress())
+    document = _document(profile, path, subjects, reports)
+    _keep(subjects, document)
+    if terminal.json:
+        terminal.document(document)
+    else:
+        _show(terminal, document)
+    _judge(reports)
+
+
+# -- what is verified, with what -------------------------------------------------------------------------------------
+
+
+def _subjects(terminal: Terminal, model: str | None) -> list[_Subject]:
+    """The nets that MODEL stands for; of a run, those that its search answered with."""
+    from hwnas.models import load_model
+    from hwnas.runs import NetFolder, RunFolder
+
+    if model is None:
+        run = RunFolder.newest()
+        terminal.default("MODEL", run.path, "the newest run")
+    elif Path(model).is_dir() and not (Path(model) / "arch.json").is_file():
+        run = RunFolder.open(Path(model))
+    else:
+        loaded = load_model(model)
+        if loaded.supernet:
+            raise UsageError(f"{model} is a whole space: name one of its nets")
+        if loaded.folder is None:
+            return [_Subject(loaded)]
+        return [_Subject(loaded, NetFolder(loaded.folder).result(), _config_of(loaded.folder))]
+    results = run.results()
+    if not results:
+        raise HwnasError(f"{run.path} has no finished net yet: go on with the hwnas search that began it")
+    return [_Subject(load_model(str(run.net(result["net"]).path)), result, run.config) for result in results]
+
+
+def _config_of(net: Path) -> dict[str, Any]:
+    """The configuration of the run that a net's folder is in; empty where it was taken out of its run."""
+    from hwnas.runs import RunFolder
+
+    folder = net.resolve().parent.parent
+    return RunFolder.open(folder).config if (folder / "run.toml").is_file() else {}
+
+
+def _table(
+    terminal: Terminal, lut: Path | None, device: str | None, given: dict[str, Any], subjects: Sequence[_Subject]
+) -> Path | None:
+    """The table to compare with: the one that was named, the run's, or the newest that fits."""
+    from hwnas.latency.table import LatencyTable
+
+    if lut is not None:
+        return lut
+    recorded = subjects[0].run.get("table", {})
+    if recorded:
+        path = Path(str(recorded.get("lut", "")))
+        try:
+            with LatencyTable.open(path) as table:
+                same = table.header["created"] == recorded.get("created")
+        except HwnasError:
+            same = False
+        if same:
+            terminal.default("--lut", path, "the run's")
+            return path
+        terminal.note(f"the table of the run is not at {path} any more")
+    return chosen_table(terminal, None, device_profile(terminal, device), given=given)
+
+
+def _profile(
+    terminal: Terminal,
+    device: str | None,
+    batch: int | None,
+    precision: str | None,
+    runtime: str | None,
+    threads: int | None,
+    path: Path | None,
+) -> DeviceProfile:
+    """How to measure: as the table was measured, where there is one and nothing else is asked for."""
+    if path is None:
+        return device_profile(terminal, device, batch, precision, runtime, threads)
+    made = table_profile(path)
+    if device is None:
+        return made.override(batch_size=batch, precision=precision, runtime=runtime, threads=threads)
+    threads = made.threads if threads is None else threads
+    return device_profile(terminal, device, batch or made.batch_size, precision or made.precision, runtime, threads)
+
+
+def _budget(latency: str | None, path: Path | None) -> float | None:
+    """The budget in ms that was typed.
+
+    Raises:
+        UsageError: it is no latency, a list, or a share (of what?).
+    """
+    if latency is None:
+        return None
+    from hwnas.budget import parse_budget
+    from hwnas.latency.model import LatencyModel
+    from hwnas.latency.table import LatencyTable
+    from hwnas.zoo import zoo_network
+
+    specs = parse_budget("latency", latency)
+    if len(specs) != 1 or specs[0].share:
+        raise UsageError(f"{latency!r} is no budget for verify: give one latency, as 17ms or zoo:NAME")
+    if not specs[0].zoo:
+        return specs[0].value
+    if path is None:
+        raise HwnasError(f"{latency} needs a table that says how much that is: make one with 'hwnas profile'")
+    with LatencyTable.open(path) as table:
+        predicted = LatencyModel(table).predict(zoo_network(specs[0].zoo)).latency_ms
+    if predicted is None:
+        raise HwnasError(f"{path} lacks operators of {latency}: run 'hwnas predict {latency} --lut {path} --measure'")
+    return predicted
+
+
+def _candidate(
+    terminal: Terminal, subject: _Subject, profile: DeviceProfile, budget_ms: float | None, data: str | None
+) -> Candidate:
+    from hwnas.verify import Candidate
+
+    loaded = subject.loaded
+    module = loaded.module()
+    if budget_ms is None:
+        budget_ms = latency_budget(subject.found)
+    images = None
+    if module is not None:
+        images = pictures(terminal, data, subject.found, subject.run, profile.batch_size, loaded.network.input_shape)
+    return Candidate(loaded.name, loaded.network, _deployed(subject, module, profile), budget_ms, module, images)
+
+
+def _deployed(subject: _Subject, module: Any, profile: DeviceProfile) -> bytes:
+    """The ONNX file's bytes with the profile's batch: the net's own file where it fits, else exported now."""
+    import tempfile
+
+    from hwnas.export import export_onnx
+
+    loaded = subject.loaded
+    if loaded.onnx_path is not None and (module is None or profile.batch_size == 1):
+        return _with_batch(loaded.onnx_path, profile.batch_size)
+    assert module is not None
+    with tempfile.TemporaryDirectory(prefix="hwnas-") as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(module, loaded.network.input_shape, path, batch_size=profile.batch_size)
+        return path.read_bytes()
+
+
+def _with_batch(path: Path, batch_size: int) -> bytes:
+    """The file with the batch it leaves open fixed.
+
+    Raises:
+        HwnasError: its batch is fixed to another number.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name in weights or not value.type.tensor_type.shape.dim:
+            continue
+        dim = value.type.tensor_type.shape.dim[0]
+        if not dim.HasField("dim_value"):
+            dim.dim_value = batch_size
+        elif dim.dim_value != batch_size:
+            raise HwnasError(f"{path} takes batches of {dim.dim_value}: verify it with --batch {dim.dim_value}")
+    return bytes(model.SerializeToString())
+
+
+# -- what comes out ------------------------------------------------------------------------------------------------
+
+
+def latency_budget(found: dict[str, Any]) -> float | None:
+    """The latency that a found net must keep, in ms; None where it has no such budget."""
+    for budget in found.get("budgets", []):
+        if budget["cost"] == "latency":
+            return float(budget["limit"])
+    return None
+
+
+def _document(
+    profile: DeviceProfile, path: Path | None, subjects: Sequence[_Subject], reports: Sequence[VerifyReport]
+) -> dict[str, Any]:
+    results = []
+    for subject, report in zip(subjects, reports, strict=True):
+        network, found = subject.loaded.network, subject.found
+        costs = {"macs": network.macs, "params": network.params}
+        baseline = (found.get("baseline") or {}).get("accuracy")
+        said = {"accuracy": found.get("accuracy"), "baseline_accuracy": baseline, "folder": subject.loaded.folder}
+        results.append({**report.to_json(), **costs, **said})
+    setting = {"batch_size": profile.batch_size, "threads": profile.thread_count, "precision": profile.precision}
+    return {"device": profile.name, "runtime": profile.runtime, **setting, "lut": path, "results": results}
+
+
+def _keep(subjects: Sequence[_Subject], document: dict[str, Any]) -> None:
+    """Writes verify.json beside each found net."""
+    from hwnas.runs import NetFolder
+
+    head = {key: value for key, value in document.items() if key != "results"}
+    for subject, result in zip(subjects, document["results"], strict=True):
+        if subject.loaded.folder is not None:
+            NetFolder(subject.loaded.folder).write_json("verify.json", plain({**head, **result}))
+
+
+def _show(terminal: Terminal, document: dict[str, Any]) -> None:
+    """One column for each net."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    rows: dict[str, list[str]] = {}
+    for result in document["results"]:
+        for name, cell in _cells(result).items():
+            rows.setdefault(name, []).append(cell)
+    for name, cells in rows.items():
+        if any(cell != "-" for cell in cells):
+            table.add_row(name, *cells)
+    terminal.table(table)
+
+
+def _cells(result: dict[str, Any]) -> dict[str, str]:
+    def interval(name: str) -> str:
+        if result[f"{name}_ms"] is None:
+            return "-"
+        ends = milliseconds(result[f"{name}_low_ms"], result[f"{name}_high_ms"])
+        return f"{milliseconds(result[f'{name}_ms'])} ms ({ends})"
+
+    budget, within = result["budget_ms"], result["within_budget"]
+    error, difference = result["relative_error"], result["output_max_rel_diff"]
+    return {
+        "net": result["net"],
+        "budget": "-" if budget is None else f"{milliseconds(budget)} ms",
+        "predicted": interval("predicted") if not result["missing"] else "- (operators are missing, see hwnas predict)",
+        "measured": interval("measured"),
+        "judged on": result["judged_on"],
+        "verdict": "-" if within is None else ("within budget" if within else "OVER BUDGET"),
+        "prediction off by": "-" if error is None else f"{100 * error:+.1f}%",
+        "outputs differ by": "-" if difference is None else f"{difference:.1g} of the largest",
+        "accuracy": percent(result["accuracy"]),
+        "random baseline": percent(result["baseline_accuracy"]),
+        "MACs": f"{result['macs']:,}",
+        "parameters": f"{result['params']:,}",
+        "files": str(result["folder"] or "-"),
+    }
+
+
+def _judge(reports: Sequence[VerifyReport]) -> None:
+    """Raises:
+    ClaimError: a claim does not hold.
+    """
+    broken = [report for report in reports if not report.holds]
+    if not broken:
+        return
+    first = broken[0]
+    more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+    if first.within_budget is False:
+        over = f"measured up to {milliseconds(first.measured_high_ms)} ms"
+        raise ClaimError(f"{first.net}{more}: {over}, over its budget of {milliseconds(first.budget_ms)} ms")
+    raise ClaimError(f"{first.net}{more}: the deployed net's outputs differ from the trained one's: export it again")
