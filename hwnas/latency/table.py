@@ -38,6 +38,8 @@ SHORTEST_MS = 1e-6
 MIN_REFERENCE_SAMPLES = 20
 """A session with fewer samples of the reference network is not normalised: its level is not known well enough."""
 
+_SIDE_FILES = ("-wal", "-shm", "-journal")
+
 _SCHEMA = f"""
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {FORMAT};
@@ -121,7 +123,8 @@ class LatencyTable:
         if not path.is_file():
             raise HwnasError(f"no table {path}: make it with 'hwnas profile --device cpu --lut {path}'")
         mode = "rw" if writable else "ro"
-        if not writable and not os.access(path.parent, os.W_OK):
+        journal = path.with_name(path.name + "-wal")
+        if not writable and not os.access(path.parent, os.W_OK) and not journal.exists():
             mode = "ro&immutable=1"  # a folder that cannot be written: SQLite must not look for its side files
         connection: sqlite3.Connection | None = None
         try:
@@ -134,29 +137,29 @@ class LatencyTable:
                 raise HwnasError(
                     f"{path} has format {version}, this hwnas reads up to {FORMAT}: upgrade hwnas, or profile anew"
                 )
-            if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            page_size = connection.execute("PRAGMA page_size").fetchone()[0]
+            whole = path.stat().st_size % page_size == 0  # SQLite would fill the rest of the last page with zeros
+            if not whole or connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
                 raise HwnasError(_damaged(path))
             table = cls(path, connection, writable=writable)
-            missing = [key for key in (*BOUND, "profile") if key not in table.header]
-            if missing:
+            if not _complete(table.header):
                 raise HwnasError(_damaged(path))
-        except sqlite3.DatabaseError as error:
+            if writable:
+                connection.execute("PRAGMA journal_mode = WAL")  # a commit costs microseconds and survives kill -9
+                connection.execute("PRAGMA synchronous = NORMAL")
+        except BaseException as error:
             if connection is not None:
                 connection.close()
-            raise HwnasError(_damaged(path) if "locked" not in str(error) else f"{path} is in use: {error}") from None
-        except HwnasError:
-            if connection is not None:
-                connection.close()
+            if isinstance(error, sqlite3.OperationalError):  # locked, no space, no permission: the table may be whole
+                raise HwnasError(f"cannot open the table {path}: {error}") from None
+            if isinstance(error, (sqlite3.DatabaseError, UnicodeError)):
+                raise HwnasError(_damaged(path)) from None
             raise
-        if writable:
-            table._db.execute("PRAGMA journal_mode = WAL")  # a commit costs microseconds and survives kill -9
-            table._db.execute("PRAGMA synchronous = NORMAL")
         return table
 
     @classmethod
     def create(cls, path: Path, profile: DeviceProfile, describe: dict[str, Any]) -> LatencyTable:
         """Makes a table bound to what the measuring process said of itself. The file appears only when it is whole."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         from hwnas import __version__
 
         header = {
@@ -169,8 +172,10 @@ class LatencyTable:
             "hwnas_version": __version__,
         }
         draft = path.with_name(f".{path.name}.{os.getpid()}")
-        draft.unlink(missing_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for leftover in (draft, *(path.with_name(path.name + end) for end in _SIDE_FILES)):
+                leftover.unlink(missing_ok=True)  # SQLite would play the journal of a deleted table into the new one
             with _connect(draft) as connection:
                 connection.executescript(_SCHEMA)
                 connection.executemany(
@@ -178,8 +183,11 @@ class LatencyTable:
                 )
                 connection.commit()
             draft.replace(path)
+        except OSError as error:
+            raise HwnasError(f"cannot create {path} ({error}): give another --lut") from None
         finally:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
         return cls.open(path, writable=True)
 
     @classmethod
@@ -191,13 +199,9 @@ class LatencyTable:
         """
         if not path.exists():
             return cls.create(path, profile, describe)
-        table = cls.open(path, writable=True)
-        try:
+        with cls.open(path) as table:  # what is refused is not even touched
             table.check_bound_to(profile, describe)
-        except HwnasError:
-            table.close()
-            raise
-        return table
+        return cls.open(path, writable=True)
 
     def check_bound_to(self, profile: DeviceProfile, describe: dict[str, Any]) -> None:
         """Refuses to mix measurements of two set-ups.
@@ -233,42 +237,40 @@ class LatencyTable:
     @property
     def header(self) -> dict[str, Any]:
         """What the table is bound to, and how it was made."""
-        return {key: json.loads(value) for key, value in self._db.execute("SELECT key, value FROM header")}
+        return {key: self._document(value) for key, value in self._select("SELECT key, value FROM header")}
 
     @property
     def fingerprint(self) -> str:
         """Changes whenever a measurement is added: runs record it."""
-        count, newest = self._db.execute("SELECT count(*), coalesce(max(id), 0) FROM visits").fetchone()
+        ((count, newest),) = self._select("SELECT count(*), coalesce(max(id), 0) FROM visits")
         return f"{self.header['created']:.6f}-{count}-{newest}"
 
     def names(self, role: str) -> list[str]:
         """Names of all entries of a role, failed ones included."""
-        return [name for (name,) in self._db.execute("SELECT name FROM entries WHERE role = ? ORDER BY id", (role,))]
+        return [name for (name,) in self._select("SELECT name FROM entries WHERE role = ? ORDER BY id", role)]
 
     def failures(self) -> dict[str, str]:
         """Operators that could not be measured, and why."""
-        return dict(
-            self._db.execute("SELECT name, failure FROM entries WHERE failure IS NOT NULL AND role = 'operator'")
-        )
+        return dict(self._select("SELECT name, failure FROM entries WHERE failure IS NOT NULL AND role = 'operator'"))
 
     def visits(self, role: str, name: str) -> list[NDArray[np.float64]]:
         """Raw samples (ms of one run) of each visit, oldest first."""
         query = """SELECT samples_ms FROM visits JOIN entries ON entry = entries.id
                    WHERE role = ? AND name = ? ORDER BY visits.id"""
-        return [np.frombuffer(blob) for (blob,) in self._db.execute(query, (role, name))]
+        return [self._samples(blob) for (blob,) in self._select(query, role, name)]
 
     def content(self, role: str, name: str) -> dict[str, Any]:
         """What an entry's row says of it."""
-        row = self._db.execute("SELECT content FROM entries WHERE role = ? AND name = ?", (role, name)).fetchone()
-        return dict(json.loads(row[0]))
+        ((content,),) = self._select("SELECT content FROM entries WHERE role = ? AND name = ?", role, name)
+        return dict(self._document(content))
 
     def drift(self) -> dict[int, float]:
         """For each session the factor that brings its times to the level of the first session, by the reference."""
         query = """SELECT session, samples_ms FROM visits JOIN entries ON entry = entries.id
                    WHERE role = 'reference' ORDER BY visits.id"""
         levels: dict[int, list[NDArray[np.float64]]] = {}
-        for session, blob in self._db.execute(query):
-            levels.setdefault(session, []).append(np.frombuffer(blob))
+        for session, blob in self._select(query):
+            levels.setdefault(session, []).append(self._samples(blob))
         known = {
             session: estimate(visits).latency_ms
             for session, visits in levels.items()
@@ -294,10 +296,13 @@ class LatencyTable:
         """The calibration networks that were measured."""
         measured = self._estimates("network")
         found = []
-        for name, content in self._db.execute("SELECT name, content FROM entries WHERE role = 'network' ORDER BY id"):
+        for name, content in self._select("SELECT name, content FROM entries WHERE role = 'network' ORDER BY id"):
             if name in measured:
-                data = json.loads(content)
-                found.append(MeasuredNetwork(name, tuple(data["input_shape"]), tuple(data["ops"]), measured[name]))
+                data = self._document(content)
+                shape, keys = (data.get("input_shape"), data.get("ops")) if isinstance(data, dict) else (None, None)
+                if not _list_of(int, shape) or not _list_of(str, keys):
+                    raise HwnasError(_damaged(self.path))
+                found.append(MeasuredNetwork(name, tuple(shape), tuple(keys), measured[name]))
         return found
 
     def _estimates(self, role: str, overhead_ms: float = 0.0) -> dict[str, Estimate]:
@@ -306,8 +311,10 @@ class LatencyTable:
         query = """SELECT name, session, repeats, samples_ms FROM visits JOIN entries ON entry = entries.id
                    WHERE role = ? AND failure IS NULL ORDER BY visits.id"""
         visits: dict[str, list[NDArray[np.float64]]] = {}
-        for name, session, repeats, blob in self._db.execute(query, (role,)):
-            samples = (np.frombuffer(blob) * drift.get(session, 1.0) - overhead_ms) / repeats
+        for name, session, repeats, blob in self._select(query, role):
+            if not isinstance(repeats, int) or repeats < 1:
+                raise HwnasError(_damaged(self.path))
+            samples = (self._samples(blob) * drift.get(session, 1.0) - overhead_ms) / repeats
             visits.setdefault(name, []).append(np.maximum(samples, SHORTEST_MS))
         return {name: estimate(found) for name, found in visits.items()}
 
@@ -319,7 +326,7 @@ class LatencyTable:
         element_bytes = 2 if header["precision"] == "fp16" else 4
         rows = []
         for key in self.names("operator"):
-            op, found = Op.parse(key), measured.get(key)
+            op, found = self._op(key), measured.get(key)
             if found is None and key not in failures:
                 continue
             rate = None if found is None else op.macs * batch / found.latency_ms / 1e6
@@ -340,6 +347,35 @@ class LatencyTable:
             )
         return rows
 
+    def _select(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.OperationalError as error:
+            raise HwnasError(f"cannot read the table {self.path}: {error}") from None
+        except (sqlite3.DatabaseError, UnicodeError):
+            raise HwnasError(_damaged(self.path)) from None
+
+    # what a file says is not trusted: a table may come from anywhere
+
+    def _document(self, text: str) -> Any:
+        try:
+            return json.loads(text)
+        except (ValueError, TypeError, RecursionError):
+            raise HwnasError(_damaged(self.path)) from None
+
+    def _samples(self, blob: bytes) -> NDArray[np.float64]:
+        if isinstance(blob, bytes) and blob and len(blob) % 8 == 0:
+            samples = np.frombuffer(blob)
+            if np.isfinite(samples).all() and samples.min() > 0:
+                return samples
+        raise HwnasError(_damaged(self.path))
+
+    def _op(self, key: str) -> Op:
+        try:
+            return Op.parse(key)
+        except (ValueError, AttributeError):
+            raise HwnasError(_damaged(self.path)) from None
+
     # -- writing -----------------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -350,6 +386,8 @@ class LatencyTable:
             raise HwnasError(
                 f"cannot write to {self.path} ({error}): free space or give another --lut; what was measured is kept"
             ) from None
+        except sqlite3.DatabaseError:
+            raise HwnasError(_damaged(self.path)) from None
         self._cache = None
 
     def start_session(self, environment: dict[str, Any]) -> int:
@@ -374,11 +412,13 @@ class LatencyTable:
     ) -> None:
         """Stores the samples of one visit; they are safe when this returns."""
         with self._writing() as db:
-            db.execute(
+            cursor = db.execute(
                 """INSERT INTO visits (entry, session, pass, at, repeats, samples_ms)
                    SELECT id, ?, ?, ?, ?, ? FROM entries WHERE role = ? AND name = ?""",
                 (session, number, time.time(), repeats, np.asarray(samples_ms, np.float64).tobytes(), role, name),
             )
+        if cursor.rowcount != 1:
+            raise KeyError(f"no entry {role} {name}: its visit has nowhere to go")
 
     def add_failure(self, role: str, name: str, failure: str) -> None:
         """Records why an entry cannot be measured."""
@@ -404,6 +444,23 @@ def _quoted(path: Path) -> str:
     from urllib.parse import quote
 
     return quote(str(path.absolute()))
+
+
+def _complete(header: dict[str, Any]) -> bool:
+    """Whether a header has what every reader relies on, of the right types."""
+    texts, counts = ("runtime", "runtime_version", "device", "precision"), ("cores", "threads", "batch_size")
+    profile = header.get("profile")
+    return (
+        all(isinstance(header.get(key), str) for key in texts)
+        and all(type(header.get(key)) is int and header[key] >= 1 for key in counts)
+        and type(header.get("created")) in (int, float)
+        and isinstance(profile, dict)
+        and isinstance(profile.get("name"), str)
+    )
+
+
+def _list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is kind for item in value)
 
 
 def _damaged(path: Path) -> str:

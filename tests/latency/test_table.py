@@ -1,0 +1,509 @@
+"""The table: nothing that was stored is lost, nothing of another set-up or of a damaged file gets in."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from quick import as_nobody, quick_profile
+
+from hwnas.errors import HwnasError
+from hwnas.latency.model import LatencyModel
+from hwnas.latency.table import FORMAT, LatencyTable, default_path, list_tables
+from hwnas.ops import Op
+
+PROFILE = quick_profile()
+DESCRIBE = {"runtime": "onnxruntime", "runtime_version": "1.0", "device": "A CPU", "cores": 2, "threads": 1}
+OPS = [Op.conv((8, 4, 4), 8, kernel=3, norm=True), Op.linear(8, 4)]
+KEYS = [op.key for op in OPS]
+NETWORK = {"input_shape": [8, 4, 4], "ops": KEYS}
+
+
+def fill(table: LatencyTable, *, factor: float = 1.0, reference: int = 25, visits: int = 3) -> int:
+    """One session in which the machine is `factor` times as slow: operators of 2 and 3 ms, a network of 6."""
+    session = table.start_session({})
+    for role, name, content in (
+        ("reference", "reference", NETWORK),
+        ("network", "a net", NETWORK),
+        *(("operator", key, {}) for key in KEYS),
+    ):
+        table.add_entry(role, name, content)
+    for number in range(reference):
+        table.add_visit(session, "reference", "reference", number, 1, [10 * factor])
+    for number in range(visits):
+        table.add_visit(session, "network", "a net", number, 1, [6 * factor] * 2)
+        table.add_visit(session, "operator", KEYS[0], number, 4, [8 * factor] * 2)
+        table.add_visit(session, "operator", KEYS[1], number, 1, [3 * factor] * 2)
+    return session
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A table with one session."""
+    path = tmp_path / "t.lut"
+    with LatencyTable.create(path, PROFILE, DESCRIBE) as table:
+        fill(table)
+    return path
+
+
+def sql(path: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+
+
+def read_everything(path: Path) -> None:
+    """What the commands read of a table."""
+    with LatencyTable.open(path) as table:
+        table.rows()
+        table.networks()
+        table.reference()
+        assert table.fingerprint
+        LatencyModel(table)
+        for role in ("operator", "network", "reference"):
+            for name in table.names(role):
+                table.visits(role, name)
+                table.content(role, name)
+
+
+# -- what is stored --------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_of_one_execution_with_their_arithmetic(path: Path) -> None:
+    with LatencyTable.open(path) as table:
+        rows = {row.key: row for row in table.rows()}
+        assert table.header["batch_size"] == 1
+        assert table.header["runtime_version"] == "1.0"
+    conv = rows[KEYS[0]]
+    assert (conv.low_ms, conv.latency_ms, conv.high_ms, conv.samples) == (2, 2, 2, 6)  # 8 ms for 4 copies
+    assert conv.macs == OPS[0].macs == 8 * 8 * 9 * 16
+    assert conv.params == OPS[0].deployed_params == 8 * 8 * 9 + 8
+    assert conv.size_bytes == OPS[0].traffic_bytes()
+    assert conv.gmacs_per_s == pytest.approx(conv.macs / 2e-3 / 1e9)
+    assert rows[KEYS[1]].latency_ms == 3
+
+
+def test_the_cost_of_an_empty_run_is_taken_off_once_a_run(path: Path) -> None:
+    with LatencyTable.open(path, writable=True) as table:
+        table.add_entry("overhead", "overhead", {})
+        for number in range(3):
+            table.add_visit(1, "overhead", "overhead", number, 1, [0.4])
+        found = table.operators()
+    assert found[KEYS[0]].latency_ms == pytest.approx((8 - 0.4) / 4)
+    assert found[KEYS[1]].latency_ms == pytest.approx(3 - 0.4)
+
+
+def test_an_operator_that_is_faster_than_an_empty_run_still_takes_time(path: Path) -> None:
+    with LatencyTable.open(path, writable=True) as table:
+        table.add_entry("overhead", "overhead", {})
+        table.add_visit(1, "overhead", "overhead", 0, 1, [100.0])
+        assert all(found.low_ms > 0 for found in table.operators().values())
+
+
+def test_failures_are_named_and_no_latency(path: Path) -> None:
+    key = Op.linear(8, 5).key
+    with LatencyTable.open(path, writable=True) as table:
+        table.add_entry("operator", key, {})
+        table.add_failure("operator", key, "took the measuring process down")
+        assert table.failures() == {key: "took the measuring process down"}
+        assert key not in table.operators()
+        row = next(row for row in table.rows() if row.key == key)
+        assert (row.latency_ms, row.gmacs_per_s, row.failure) == (None, None, "took the measuring process down")
+        # once something was measured and fails later, it is a failure too, until it is tried again
+        table.add_failure("operator", KEYS[0], "hung")
+        assert KEYS[0] not in table.operators()
+        table.add_entry("operator", KEYS[0], {})
+        assert table.operators()[KEYS[0]].latency_ms == 2
+
+
+def test_a_visit_of_nothing_that_is_known_is_not_swallowed(path: Path) -> None:
+    with LatencyTable.open(path, writable=True) as table, pytest.raises(KeyError, match="nowhere"):
+        table.add_visit(1, "operator", "conv of nowhere", 0, 1, [1.0])
+
+
+def test_the_fingerprint_changes_with_every_measurement(path: Path) -> None:
+    with LatencyTable.open(path, writable=True) as table:
+        before = table.fingerprint
+        assert table.fingerprint == before
+        table.add_visit(1, "operator", KEYS[0], 9, 1, [1.0])
+        assert table.fingerprint != before
+
+
+# -- sessions at different speeds ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factors", [(1.0, 1.3), (1.0, 0.7, 1.15), (1.2, 1.0)])
+def test_sessions_are_brought_to_the_level_of_the_first(tmp_path: Path, factors: tuple[float, ...]) -> None:
+    with LatencyTable.create(tmp_path / "t.lut", PROFILE, DESCRIBE) as table:
+        sessions = [fill(table, factor=factor) for factor in factors]
+        first = factors[0]
+        expected = {session: first / factor for session, factor in zip(sessions, factors, strict=True)}
+        assert table.drift() == pytest.approx(expected)
+        found = table.operators()[KEYS[1]]
+        assert (found.low_ms, found.high_ms) == pytest.approx((3 * first, 3 * first))  # no spread is left
+        assert table.networks()[0].measured.latency_ms == pytest.approx(6 * first)
+        reference = table.reference()
+        assert reference is not None
+        assert reference.latency_ms == pytest.approx(10 * first)
+
+
+def test_a_session_whose_level_is_hardly_known_is_left_as_it_is(tmp_path: Path) -> None:
+    with LatencyTable.create(tmp_path / "t.lut", PROFILE, DESCRIBE) as table:
+        fill(table)
+        short = fill(table, factor=2.0, reference=3)
+        assert short not in table.drift()
+        assert [samples[0] for samples in table.visits("operator", KEYS[1])] == [3, 3, 3, 6, 6, 6]
+        assert table.operators()[KEYS[1]].samples == 12
+
+
+# -- kill -9, full disks, many readers -------------------------------------------------------------------------------
+
+WRITER = """
+import sys, itertools
+from pathlib import Path
+from quick import quick_profile
+from hwnas.latency.table import LatencyTable
+describe = {"runtime": "onnxruntime", "runtime_version": "1.0", "device": "A CPU", "cores": 2, "threads": 1}
+with LatencyTable.open_or_create(Path(sys.argv[1]), quick_profile(), describe) as table:
+    session = table.start_session({})
+    table.add_entry("operator", "linear 8>4 bias", {})
+    for number in range(int(sys.argv[2])):
+        table.add_visit(session, "operator", "linear 8>4 bias", number, 1, [1.0 + number] * 5)
+        print(number, flush=True)
+"""
+
+
+def start_writer(path: Path, visits: int, before: str = "") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", before + WRITER, str(path), str(visits)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+
+
+def stored(path: Path) -> list[int]:
+    with LatencyTable.open(path) as table:
+        return [int(samples[0] - 1) for samples in table.visits("operator", "linear 8>4 bias")]
+
+
+@pytest.mark.parametrize("at", [1, 37, 1200])
+def test_kill_9_loses_nothing_that_was_stored(tmp_path: Path, at: int) -> None:
+    path = tmp_path / "t.lut"
+    writer = start_writer(path, 1_000_000)
+    assert writer.stdout is not None
+    said = [int(writer.stdout.readline()) for _ in range(at)]
+    writer.kill()
+    said += [int(line) for line in writer.communicate()[0].splitlines() if line]
+    assert stored(path)[: len(said)] == said
+    # and the next one goes on in the same file, and leaves one plain file
+    with LatencyTable.open_or_create(path, PROFILE, DESCRIBE) as table:
+        table.add_visit(table.start_session({}), "operator", "linear 8>4 bias", 0, 1, [8.0])
+    assert stored(path)[-1] == 7
+    assert [found.name for found in tmp_path.iterdir()] == ["t.lut"]
+
+
+def test_a_deleted_table_does_not_come_back_from_its_journal(tmp_path: Path) -> None:
+    path = tmp_path / "t.lut"
+    writer = start_writer(path, 1_000_000)
+    assert writer.stdout is not None
+    assert writer.stdout.readline()
+    writer.kill()
+    writer.communicate()
+    assert path.with_name("t.lut-wal").exists()
+    path.unlink()  # "delete it and profile again"
+    with LatencyTable.create(path, PROFILE, {**DESCRIBE, "device": "Another CPU"}) as table:
+        assert table.names("operator") == []
+        assert table.header["device"] == "Another CPU"
+
+
+def test_two_read_while_one_writes(tmp_path: Path) -> None:
+    path = tmp_path / "t.lut"
+    writer = start_writer(path, 3000)
+    assert writer.stdout is not None
+    writer.stdout.readline()
+    with LatencyTable.open(path) as first:
+        counts = [0]
+        while writer.poll() is None:
+            second = len(stored(path))
+            visits = len(first.visits("operator", "linear 8>4 bias"))
+            assert counts[-1] <= second <= visits
+            counts.append(visits)
+    _, errors = writer.communicate()
+    assert (writer.returncode, errors) == (0, "")
+    assert len(stored(path)) == 3000
+
+
+LIMIT = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+"""
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_measured(tmp_path: Path) -> None:
+    path = tmp_path / "t.lut"
+    writer = start_writer(path, 100_000, before=LIMIT)
+    output, errors = writer.communicate(timeout=60)
+    assert writer.returncode == 1
+    assert errors.splitlines()[-1].startswith("hwnas.errors.HwnasError: cannot write to ")
+    assert "free space" in errors.splitlines()[-1]
+    said = [int(line) for line in output.split()]
+    assert len(said) > 10
+    assert stored(path)[: len(said)] == said
+
+
+def write_much(path: Path) -> None:
+    with LatencyTable.open(path, writable=True) as table:
+        for number in range(1000):
+            table.add_visit(1, "operator", KEYS[0], number, 1, [1.0] * 50)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
+    if done.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_is_full_for_all_that_is_asked(small_disk: Path) -> None:
+    path = small_disk / "t.lut"
+    with LatencyTable.create(path, PROFILE, DESCRIBE) as table:
+        fill(table)
+        rows = len(table.rows())
+    with (small_disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
+        while True:
+            ballast.write(b"0" * 4096)
+    with pytest.raises(HwnasError, match=r"No space left|full|disk I/O") as caught:
+        LatencyTable.create(small_disk / "other.lut", PROFILE, DESCRIBE)
+    assert "damaged" not in str(caught.value)
+    assert [file.name for file in small_disk.glob("*other*")] == []
+    with pytest.raises(HwnasError) as caught:
+        write_much(path)
+    assert "damaged" not in str(caught.value)  # whoever reads that deletes a table that is whole
+    (small_disk / "ballast").unlink()
+    with LatencyTable.open(path) as table:
+        assert len(table.rows()) == rows
+
+
+# -- files that are none ---------------------------------------------------------------------------------------------
+
+
+def one_line(caught: pytest.ExceptionInfo[HwnasError]) -> str:
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1
+    return text
+
+
+@pytest.mark.parametrize("kept", [0, 1, 50, 99, 100, 4096, 6000, -4096, -1])
+def test_truncated(path: Path, kept: int) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[:kept])
+    with pytest.raises(HwnasError, match=r"damaged|not an hwnas table") as caught:
+        read_everything(path)
+    assert str(path) in one_line(caught)
+    with pytest.raises(HwnasError):
+        LatencyTable.open_or_create(path, PROFILE, DESCRIBE)
+    assert path.read_bytes() == whole[:kept]  # left as it is
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_anywhere(path: Path, seed: int) -> None:
+    """Some bytes changed: it still opens, or it is refused in one line; nothing else."""
+    rng = np.random.default_rng(seed)
+    data = bytearray(path.read_bytes())
+    for place in rng.integers(len(data), size=30):
+        data[place] = rng.integers(256)
+    path.write_bytes(bytes(data))
+    try:
+        read_everything(path)
+    except HwnasError as error:
+        message = str(error)
+    else:
+        return
+    assert len(message.splitlines()) == 1
+
+
+def test_foreign(tmp_path: Path) -> None:
+    path = tmp_path / "t.lut"
+    with pytest.raises(HwnasError, match=r"no table .*hwnas profile"):
+        LatencyTable.open(path)
+    path.write_text("not a table at all\n" * 200)
+    with pytest.raises(HwnasError, match="not an hwnas table"):
+        LatencyTable.open(path)
+    path.unlink()
+    sql(path, "CREATE TABLE cats (name TEXT)")
+    with pytest.raises(HwnasError, match="not an hwnas table"):
+        LatencyTable.open(path, writable=True)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)  # was not touched
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(HwnasError):
+        LatencyTable.open(path)
+    with pytest.raises(HwnasError):
+        LatencyTable.open_or_create(path, PROFILE, DESCRIBE)
+
+
+def test_of_a_newer_hwnas(path: Path) -> None:
+    sql(path, f"PRAGMA user_version = {FORMAT + 1}")
+    with pytest.raises(HwnasError, match=f"format {FORMAT + 1}.*upgrade"):
+        LatencyTable.open(path)
+
+
+HOSTILE = {
+    "header key gone": "DELETE FROM header WHERE key = 'threads'",
+    "profile gone": "DELETE FROM header WHERE key = 'profile'",
+    "header empty": "DELETE FROM header",
+    "header no JSON": "UPDATE header SET value = '{' WHERE key = 'device'",
+    "header deep JSON": f"UPDATE header SET value = '{'[' * 100_000}' WHERE key = 'device'",
+    "header of another type": "UPDATE header SET value = '\"two\"' WHERE key = 'batch_size'",
+    "a batch of nothing": "UPDATE header SET value = '0' WHERE key = 'batch_size'",
+    "profile of another type": "UPDATE header SET value = '3' WHERE key = 'profile'",
+    "created of another type": "UPDATE header SET value = '\"today\"' WHERE key = 'created'",
+    "header not text": "UPDATE header SET value = x'ff00' WHERE key = 'device'",
+    "table gone": "DROP TABLE visits",
+    "other columns": "ALTER TABLE visits RENAME COLUMN samples_ms TO samples",
+    "bad operator key": "UPDATE entries SET name = 'conv of evil ' || id WHERE role = 'operator'",
+    "operator key not text": "UPDATE entries SET name = x'00ff' || id WHERE role = 'operator'",
+    "operator without channels": f"UPDATE entries SET name = 'conv 0x1x1>8x1x1' WHERE name = '{KEYS[0]}'",
+    "network no JSON": "UPDATE entries SET content = 'x' WHERE role = 'network'",
+    "network without operators": "UPDATE entries SET content = '{}' WHERE role = 'network'",
+    "network of another type": "UPDATE entries SET content = '7' WHERE role = 'network'",
+    "network with a number for operators": """UPDATE entries SET content = '{"input_shape": [3], "ops": 3}'
+                                              WHERE role = 'network'""",
+    "network with lists for operators": """UPDATE entries SET content = '{"input_shape": [3], "ops": [[1]]}'
+                                           WHERE role = 'network'""",
+    "network with a list for a size": """UPDATE entries SET content = '{"input_shape": [[3]], "ops": []}'
+                                         WHERE role = 'network'""",
+    "odd samples": "UPDATE visits SET samples_ms = x'010203'",
+    "no samples": "UPDATE visits SET samples_ms = x''",
+    "samples as text": "UPDATE visits SET samples_ms = 'fast'",
+    "samples not a number": "UPDATE visits SET samples_ms = x'000000000000f87f'",
+    "samples infinite": "UPDATE visits SET samples_ms = x'000000000000f07f'",
+    "samples of no time": "UPDATE visits SET samples_ms = x'0000000000000000'",
+    "samples below zero": "UPDATE visits SET samples_ms = x'000000000000f0bf'",
+    "no repeats": "UPDATE visits SET repeats = 0",
+    "repeats as text": "UPDATE visits SET repeats = 'many'",
+}
+
+
+@pytest.mark.parametrize("statement", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_content_is_refused_in_one_line(path: Path, statement: str) -> None:
+    sql(path, statement)
+    with pytest.raises(HwnasError) as caught:
+        read_everything(path)
+    assert str(path) in one_line(caught)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("device", "Another CPU"), ("runtime_version", "2.0"), ("cores", 64), ("threads", 2), ("runtime", "tensorrt")],
+)
+def test_of_another_set_up(path: Path, key: str, value: Any) -> None:
+    before = path.read_bytes()
+    with pytest.raises(HwnasError, match=f"{key} .*{value}.*--lut") as caught:
+        LatencyTable.open_or_create(path, PROFILE, {**DESCRIBE, key: value})
+    assert str(DESCRIBE[key]) in one_line(caught)
+    assert path.read_bytes() == before
+
+
+def test_of_another_batch_or_precision(path: Path) -> None:
+    with pytest.raises(HwnasError, match="batch_size 1, this is 4"):
+        LatencyTable.open_or_create(path, PROFILE.override(batch_size=4), DESCRIBE)
+    sql(path, "UPDATE header SET value = '\"fp16\"' WHERE key = 'precision'")
+    with pytest.raises(HwnasError, match="precision fp16, this is fp32"):
+        LatencyTable.open_or_create(path, PROFILE, DESCRIBE)
+
+
+# -- places ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can reach (pytest's own are root's)."""
+    folder = Path(tempfile.mkdtemp(prefix="hwnas-test-"))
+    folder.chmod(0o755)
+    yield folder
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_a_folder_that_cannot_be_written(path: Path, open_folder: Path) -> None:
+    copy = open_folder / "t.lut"
+    shutil.copy(path, copy)
+    copy.chmod(0o444)
+    open_folder.chmod(0o555)
+    with as_nobody():
+        assert os.access(copy, os.R_OK)
+        read_everything(copy)
+        with pytest.raises(HwnasError) as caught, LatencyTable.open(copy, writable=True) as table:
+            table.start_session({})
+        assert "damaged" not in one_line(caught)
+        with pytest.raises(HwnasError, match="give another --lut") as caught:
+            LatencyTable.create(open_folder / "new.lut", PROFILE, DESCRIBE)
+        with pytest.raises(HwnasError, match="give another --lut"):
+            LatencyTable.create(open_folder / "below" / "new.lut", PROFILE, DESCRIBE)
+    assert [found.name for found in open_folder.iterdir()] == ["t.lut"]
+
+
+def test_a_file_that_cannot_be_read(path: Path, open_folder: Path) -> None:
+    copy = open_folder / "t.lut"
+    shutil.copy(path, copy)
+    copy.chmod(0)
+    with as_nobody(), pytest.raises(HwnasError) as caught:
+        LatencyTable.open(copy)
+    assert "damaged" not in one_line(caught)
+
+
+def test_a_place_below_a_file(path: Path) -> None:
+    with pytest.raises(HwnasError, match="give another --lut"):
+        LatencyTable.create(path / "t.lut", PROFILE, DESCRIBE)
+
+
+@pytest.mark.parametrize("name", ["a b.lut", "50%.lut", "what?#.lut", "ä.lut"])
+def test_names_that_mean_something_in_an_address(tmp_path: Path, name: str) -> None:
+    with LatencyTable.create(tmp_path / name, PROFILE, DESCRIBE) as table:
+        fill(table)
+    read_everything(tmp_path / name)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_listing_skips_what_is_damaged(path: Path) -> None:
+    root = path.parent
+    with LatencyTable.create(root / "newer.lut", PROFILE, DESCRIBE) as table:
+        fill(table)
+    os.utime(path, (1, 1))
+    (root / "text.lut").write_text("no")
+    (root / "folder.lut").mkdir()
+    (root / "empty.lut").touch()
+    shutil.copy(path, root / "hostile.lut")
+    sql(root / "hostile.lut", "UPDATE header SET value = '{' WHERE key = 'device'")
+    found = list_tables(root)
+    assert [info.path.name for info in found] == ["newer.lut", "t.lut"]
+    assert found[0].entries == 2
+    assert json.dumps(found[0].header)
+    assert list_tables(root / "absent") == []
+
+
+def test_default_path() -> None:
+    assert default_path(PROFILE) == Path("tables/cpu-fp32-b1-t1.lut")
+    cores = len(os.sched_getaffinity(0))
+    assert default_path(PROFILE.override(threads=0, batch_size=8)) == Path(f"tables/cpu-fp32-b8-t{cores}.lut")
