@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
 from hwnas.measure.statistics import Estimate, estimate
 from hwnas.ops import Op
+
+T = TypeVar("T")
 
 FORMAT = 1
 APPLICATION_ID = 0x68776E41  # "hwnA"
@@ -300,7 +302,7 @@ class LatencyTable:
             if name in measured:
                 data = self._document(content)
                 shape, keys = (data.get("input_shape"), data.get("ops")) if isinstance(data, dict) else (None, None)
-                if not _list_of(int, shape) or not _list_of(str, keys):
+                if not (_list_of(int, shape) and _list_of(str, keys)):
                     raise HwnasError(_damaged(self.path))
                 found.append(MeasuredNetwork(name, tuple(shape), tuple(keys), measured[name]))
         return found
@@ -459,7 +461,7 @@ def _complete(header: dict[str, Any]) -> bool:
     )
 
 
-def _list_of(kind: type, value: Any) -> bool:
+def _list_of(kind: type[T], value: Any) -> TypeGuard[list[T]]:
     return isinstance(value, list) and all(type(item) is kind for item in value)
 
 

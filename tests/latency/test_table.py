@@ -48,13 +48,19 @@ def fill(table: LatencyTable, *, factor: float = 1.0, reference: int = 25, visit
     return session
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A table with one session."""
-    path = tmp_path / "t.lut"
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table with one session, not to be changed."""
+    path = tmp_path_factory.mktemp("filled") / "t.lut"
     with LatencyTable.create(path, PROFILE, DESCRIBE) as table:
         fill(table)
     return path
+
+
+@pytest.fixture
+def path(filled: Path, tmp_path: Path) -> Path:
+    """A copy of the table with one session."""
+    return Path(shutil.copy(filled, tmp_path / "t.lut"))
 
 
 def sql(path: Path, *statements: str) -> None:
