@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeGuard, TypeVar
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,6 @@ from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
 from hwnas.measure.statistics import Estimate, estimate
 from hwnas.ops import Op
-
-T = TypeVar("T")
 
 FORMAT = 1
 APPLICATION_ID = 0x68776E41  # "hwnA"
@@ -301,7 +299,8 @@ class LatencyTable:
         for name, content in self._select("SELECT name, content FROM entries WHERE role = 'network' ORDER BY id"):
             if name in measured:
                 data = self._document(content)
-                shape, keys = (data.get("input_shape"), data.get("ops")) if isinstance(data, dict) else (None, None)
+                data = data if isinstance(data, dict) else {}
+                shape, keys = data.get("input_shape", ()), data.get("ops", ())
                 if not (_list_of(int, shape) and _list_of(str, keys)):
                     raise HwnasError(_damaged(self.path))
                 found.append(MeasuredNetwork(name, tuple(shape), tuple(keys), measured[name]))
@@ -461,7 +460,7 @@ def _complete(header: dict[str, Any]) -> bool:
     )
 
 
-def _list_of(kind: type[T], value: Any) -> TypeGuard[list[T]]:
+def _list_of(kind: type, value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is kind for item in value)
 
 
