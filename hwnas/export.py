@@ -29,7 +29,7 @@ OPSET = 20
 """Understood by every runtime here, and new enough for HardSwish and Gelu as single operators."""
 
 _TINY = 1e-30
-"""Keeps the relative difference finite for a net whose outputs are all zero."""
+"""No number to speak of, but neither zero nor denormal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,9 @@ def _export(module: nn.Module, shape: tuple[int, ...]) -> onnx.ModelProto:
     import torch
 
     images = torch.zeros(shape)
-    folded = _folded(copy.deepcopy(module).cpu().eval())
+    copied = copy.deepcopy(module).cpu().eval()
+    _keep_biases(copied)
+    folded = _folded(copied)
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             folded,
@@ -148,6 +150,16 @@ def _export(module: nn.Module, shape: tuple[int, ...]) -> onnx.ModelProto:
         )
     assert program is not None  # it is None only where torch.onnx.export writes the file itself
     return program.model_proto
+
+
+def _keep_biases(module: nn.Module) -> None:
+    """Sees to it that no bias is all zeros, as those of fresh nets are: the exporter would drop it.
+
+    The file's operators would then not be the module's, nor those that tables are made of.
+    """
+    for name, tensor in module.named_parameters():
+        if name.rpartition(".")[2] == "bias" and not tensor.any():
+            tensor.data.view(-1)[0] = _TINY
 
 
 def _folded(module: nn.Module) -> nn.Module:
@@ -167,23 +179,31 @@ def _pool_globally(model: onnx.ModelProto) -> None:
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     constants.update({node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"})
-    ranks = {
-        value.name: len(value.type.tensor_type.shape.dim)
-        for value in onnx.shape_inference.infer_shapes(model).graph.value_info
-    }
-    for index, node in enumerate(list(graph.node)):
-        if node.op_type != "ReduceMean" or len(node.input) != 2 or node.input[1] not in constants:
-            continue
-        axes = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*inferred.input, *inferred.value_info)}
+    nodes = []
+    for node in graph.node:
+        axes = constants.get(node.input[1]) if node.op_type == "ReduceMean" and len(node.input) == 2 else None
         keep = all(attribute.i for attribute in node.attribute if attribute.name == "keepdims")
-        if ranks.get(node.input[0]) != 4 or sorted(axis % 4 for axis in axes) != [2, 3]:
+        if axes is None or ranks.get(node.input[0]) != 4 or not _is_image(onnx.numpy_helper.to_array(axes)):
+            nodes.append(node)
             continue
         pooled = node.output[0] if keep else f"{node.output[0]}_pooled"
-        new = onnx.helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=node.name)
-        graph.node[index].CopyFrom(new)
+        nodes.append(onnx.helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=node.name))
         if not keep:
-            flat = onnx.helper.make_node("Flatten", [pooled], [node.output[0]], name=f"{node.name}_flat", axis=1)
-            graph.node.insert(index + 1, flat)
+            nodes.append(onnx.helper.make_node("Flatten", [pooled], [node.output[0]], name=f"{node.name}_flat", axis=1))
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # del invalidates what it deletes
+    del graph.node[:]
+    graph.node.extend(kept)
+    read = {name for node in kept for name in node.input}
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in read:
+            del graph.initializer[index]
+
+
+def _is_image(axes: NDArray[np.int64]) -> bool:
+    """Whether the axes of a batch of images are height and width."""
+    return sorted(axis % 4 for axis in axes.tolist()) == [2, 3]
 
 
 @contextlib.contextmanager

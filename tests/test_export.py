@@ -134,6 +134,31 @@ def _umask() -> int:
     return mask
 
 
+class Means(nn.Module):
+    """Fresh weights, whose biases are all zeros, and two means without their dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+        self.linear = nn.Linear(7, 2)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(torch.cat([self.conv(x).mean((2, 3)), x.mean((-1, -2))], 1))
+        return y
+
+
+def test_fresh_nets_keep_their_biases_and_nothing_unused_stays(tmp_path: Path) -> None:
+    module, path = Means(), tmp_path / "model.onnx"
+    export_onnx(module, (3, 16, 16), path)
+    graph = onnx.load(path).graph
+    assert [op.key for op in ops_of(path).ops] == [op.key for op in ops_of(module, (3, 16, 16)).ops]
+    assert {tensor.name for tensor in graph.initializer} <= {name for node in graph.node for name in node.input}
+    assert sum(node.op_type == "GlobalAveragePool" for node in graph.node) == 2
+    assert parity(module, path, images(2)).max_abs_diff < 1e-5
+    assert not module.linear.bias.any()
+
+
 def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(HwnasError, match="Impossible cannot be exported to ONNX") as caught:
         export_onnx(Impossible(), (3, 8, 8), tmp_path / "model.onnx")

@@ -27,6 +27,9 @@ OPSET = 20
 BIAS_STD = 0.1
 """Spread of biases: revives activations that a deep net without normalisation would let die."""
 
+POOL_SIZE = 65_537
+"""Random numbers that weights are cut from; a prime, so that no two filters of a layer are alike."""
+
 
 def network_to_onnx(network: Network, *, batch_size: int = 1, seed: int = 0) -> bytes:
     """The network as a serialised ONNX model with input "input" and output "output".
@@ -60,6 +63,7 @@ class _Writer:
     def __init__(self, batch_size: int, seed: int) -> None:
         self.batch_size = batch_size
         self.rng = np.random.default_rng(seed)
+        self.pool = self.rng.standard_normal(POOL_SIZE, dtype=np.float32)
         self.inputs: list[onnx.ValueInfoProto] = []
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
@@ -85,8 +89,10 @@ class _Writer:
         return name
 
     def normal(self, shape: Sequence[int], std: float) -> str:
-        """Adds a random initialiser."""
-        return self.constant(self.rng.standard_normal(tuple(shape), dtype=np.float32) * np.float32(std))
+        """Adds a random initialiser, cut from a pool: drawing every weight anew would take most of the time."""
+        count = math.prod(shape)
+        start = int(self.rng.integers(len(self.pool)))
+        return self.constant(np.resize(np.roll(self.pool, -start), count).reshape(shape) * np.float32(std))
 
     def weights(self, op: Op) -> list[str]:
         """The weight of a convolution or linear layer, He-scaled, and its bias if it has one."""
