@@ -80,12 +80,11 @@ def test_profile_again_measures_nothing_and_is_quick(hwnas: Hwnas, measured: Any
 
 
 def test_defaults_are_said_on_stderr(hwnas: Hwnas, measured: Any) -> None:
-    done = hwnas("profile", "--device", measured.profile, "--space", "nothing")
-    assert done.code == 2
-    done = hwnas(
-        "profile", "--space", "proxyless-tiny", "--lut", measured.lut
-    )  # a table of another profile, same device
+    done = hwnas("predict", "zoo:mobilenet-v2")
     assert "using --device cpu (default)" in done.stderr
+    (hwnas.folder / "tables").mkdir()
+    shutil.copy(measured.lut, hwnas.folder / "tables" / "quick.lut")
+    assert "using --lut tables/quick.lut (the newest that fits)" in hwnas("lut", "show").stderr
 
 
 def test_lut_list_and_show(hwnas: Hwnas, measured: Any) -> None:
