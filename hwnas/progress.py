@@ -1,7 +1,7 @@
 """Progress of long work, as three calls that the library makes and the command line shows.
 
 The library never prints: it is given a `Progress` and says what it does. `NullProgress` is for scripts and tests,
-`RichProgress` writes to stderr: bars with the time left on a terminal, one plain line about every ten seconds elsewhere.
+`RichProgress` writes to stderr: bars with the time left on a terminal, a plain line about every ten seconds elsewhere.
 """
 
 from __future__ import annotations

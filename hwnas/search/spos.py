@@ -1,98 +1,49 @@
 """SPOS from data to nets (Guo et al. 2020): one supernet, one evolution for every budget, and the random baseline.
 
 The steps, each of which a killed run takes up again: train the supernet by uniformly sampled single paths; for every
-budget evolve architectures that meet it, scored with the supernet's weights; draw as many at random under the same budget
-as the baseline; then, all choices made, fine-tune both winners, read the test split, measure, export.
+budget evolve architectures that meet it, scored with the supernet's weights; draw as many at random under the same
+budget as the baseline; then, all choices made, fine-tune both winners, read the test split, measure, export.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 import time
-import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwnas.budget import Budget, format_cost
-from hwnas.costs import Cost, macs_cost, params_cost
 from hwnas.errors import HwnasError
-from hwnas.progress import Progress, duration
-from hwnas.runs import EvaluationLog, NetFolder, RunFolder
-from hwnas.search.feasible import FeasibleSampler
-from hwnas.spaces.base import Arch, Space
-from hwnas.train.recipe import Recipe
+from hwnas.progress import NullProgress, Progress, Task, duration
+from hwnas.runs import EvaluationLog, RunFolder, read_json
+from hwnas.search.evolution import Evolution, evolve
+from hwnas.search.random_search import random_search
+from hwnas.search.request import (
+    METHODS,
+    Goal,
+    SearchOutcome,
+    SearchRequest,
+    binding,
+    configuration,
+    figures,
+    finished,
+    generator,
+    identity,
+    make_goal,
+)
+from hwnas.spaces.base import Arch
 
-METHODS = ("spos", "random")
+if TYPE_CHECKING:
+    from hwnas.nn.supernet import SinglePathSupernet
+    from hwnas.train.checkpoint import CheckpointStore
+    from hwnas.train.evaluate import Evaluator
+    from hwnas.train.loop import Batches
 
+__all__ = ["SearchOutcome", "SearchRequest", "search"]
 
-@dataclass(frozen=True, slots=True)
-class SearchRequest:
-    """A search, fully resolved.
-
-    Attributes:
-        space: of the data's image size and number of classes.
-        data: ``fashion-mnist``, ``folder:DIR`` or ``torchvision:NAME:DIR``.
-        budgets: one inner list for each net that is wanted, all of whose budgets it must meet; an empty inner list is
-            a search without a limit.
-        costs: by name, of `space`; those that the budgets name, and `latency` where there is a table.
-        recipe: training, scoring, evolution, fine-tuning.
-        out: the run folder.
-        seed: of everything random.
-        threads: of torch.
-        method: ``spos``, or ``random``: the baseline alone.
-        device: of torch.
-        baseline: searches at random under the same budgets too (method spos).
-        notes: anything else to keep in run.toml, such as the latency table and its fingerprint.
-    """
-
-    space: Space
-    data: str
-    budgets: Sequence[Sequence[Budget]]
-    costs: Mapping[str, Cost]
-    recipe: Recipe
-    out: Path
-    seed: int = 0
-    threads: int = 1
-    method: str = "spos"
-    device: str = "cpu"
-    baseline: bool = True
-    notes: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class SearchOutcome:
-    """What a search found: the JSON of ``hwnas search``."""
-
-    run: Path
-    method: str
-    space: str
-    seconds: float
-    evaluated: int
-    results: list[dict[str, Any]]
-
-    def to_json(self) -> dict[str, Any]:
-        """As `hwnas search --json` prints it."""
-        return {**asdict(self), "run": str(self.run)}
-
-
-@dataclass(frozen=True, slots=True)
-class _Goal:
-    """One net that is wanted, with everything that judges it."""
-
-    name: str
-    budgets: tuple[Budget, ...]
-    sampler: FeasibleSampler
-    key: str
-
-    @property
-    def text(self) -> str:
-        return " and ".join(map(str, self.budgets)) or "no budget"
+SEARCHES = {"spos": evolve, "random": random_search}
 
 
 def search(request: SearchRequest, progress: Progress) -> SearchOutcome:
@@ -105,15 +56,15 @@ def search(request: SearchRequest, progress: Progress) -> SearchOutcome:
     began = time.monotonic()
     if request.method not in METHODS:
         raise ValueError(f"method {request.method!r} is not one of {METHODS}")
-    goals = [_goal(request, budgets) for budgets in request.budgets]
+    goals = [make_goal(request, budgets) for budgets in request.budgets]
     if len({goal.name for goal in goals}) < len(goals):
         raise HwnasError("the same budget is given twice: give each once")
     for goal in goals:
-        if not _binding(goal.budgets, request.costs):
+        if not binding(goal.budgets, request.costs):
             progress.note(f"{goal.text} does not bind: every architecture of {request.space.name} meets it")
-    run = RunFolder.create(request.out, identity=_identity(request), config=_config(request))
+    run = RunFolder.create(request.out, identity=identity(request), config=configuration(request))
     with run:
-        if all(_finished(run.net(goal.name), goal) for goal in goals):
+        if all(finished(run.net(goal.name), goal) for goal in goals):
             progress.note(f"{run.path} holds the results already")
         else:
             _Pipeline(request, progress, run).work(goals)
@@ -164,18 +115,18 @@ class _Pipeline:
                     "skipped": list(self.splits.skipped),
                 },
             )
-        elif json.loads(path.read_text()).get("fingerprint") != fingerprint:
+        elif (read_json(path) or {}).get("fingerprint") != fingerprint:
             raise HwnasError(f"the images of {self.request.data} changed since {self.run.path} began: another --out")
 
     # -- the steps ---------------------------------------------------------------------------------------------------
 
-    def work(self, goals: Sequence[_Goal]) -> None:
+    def work(self, goals: Sequence[Goal]) -> None:
         request = self.request
-        open_goals = [goal for goal in goals if not _finished(self.run.net(goal.name), goal)]
+        open_goals = [goal for goal in goals if not finished(self.run.net(goal.name), goal)]
         self._expect(open_goals)
         self._train()
         log = self.run.evaluations(self._fingerprint())
-        choices: list[tuple[_Goal, str, str, Arch, int]] = []
+        choices: list[tuple[Goal, str, str, Arch, int]] = []
         self.progress.stage("Search")
         for goal in open_goals:
             methods = [request.method, "random"] if request.method == "spos" and request.baseline else [request.method]
@@ -186,15 +137,14 @@ class _Pipeline:
         self.progress.stage("Fine-tuning what was found")  # all choices are made: from here the test split may be read
         for goal in open_goals:
             mine = [choice for choice in choices if choice[0] is goal]
-            figures = [self._finish(goal, method, name, arch, n, log) for _, method, name, arch, n in reversed(mine)]
-            result = figures[-1]
-            result["baseline"] = figures[0] if len(figures) > 1 else None
-            result["evaluated"] = sum(figure["evaluations"] for figure in figures)
+            nets = [self._finish(goal, method, name, arch, n, log) for _, method, name, arch, n in reversed(mine)]
+            result = nets[-1]  # the baseline comes first
+            result["baseline"] = nets[0] if len(nets) > 1 else None
+            result["evaluated"] = sum(net["evaluations"] for net in nets)
             self.run.net(goal.name).write_json("result.json", result)
 
-    def _expect(self, goals: Sequence[_Goal]) -> None:
+    def _expect(self, goals: Sequence[Goal]) -> None:
         """Says how long all this will take, from a few steps on a throw-away supernet."""
-        from hwnas.progress import NullProgress
         from hwnas.train.loop import train_supernet
 
         recipe = self.request.recipe
@@ -214,11 +164,10 @@ class _Pipeline:
         nets = len(goals) * (2 if self.request.method == "spos" and self.request.baseline else 1)
         left = max(0, recipe.supernet.steps - self._done_steps())
         scale = recipe.finetune.batch_size / recipe.supernet.batch_size
+        scored = nets * evolution_settings(self.request).evaluations
         parts = {
             f"supernet of {left} steps": left * step_s,
-            f"scoring {nets * planned_evaluations(recipe)} architectures": nets
-            * planned_evaluations(recipe)
-            * evaluation_s,
+            f"scoring {scored} architectures": scored * evaluation_s,
             f"fine-tuning {nets} nets": nets * recipe.finetune.steps * step_s * scale,
         }
         total = sum(parts.values())
@@ -239,11 +188,33 @@ class _Pipeline:
         )
         self.evaluator = self._evaluator(self.supernet)
 
-    def _choose(self, goal: _Goal, method: str, log: EvaluationLog) -> tuple[Arch, int]:
-        raise NotImplementedError
+    def _choose(self, goal: Goal, method: str, log: EvaluationLog) -> tuple[Arch, int]:
+        """The best architecture that a method finds, and how many it scored; known scores are read from the log."""
+        space, settings = self.request.space, evolution_settings(self.request)
+
+        def evaluate(archs: list[Arch], task: Task) -> list[float]:
+            scores = []
+            for arch in archs:
+                if arch.genes not in log.scores:
+                    log.add(arch.genes, self.evaluator(arch.genes))
+                scores.append(log.scores[arch.genes])
+                task.advance()
+            return scores
+
+        with self.progress.start(settings.evaluations, f"{method} for {goal.text}") as task:
+            result = SEARCHES[method](
+                space,
+                goal.sampler,
+                lambda archs: evaluate(archs, task),
+                generator(self.request, goal, method),
+                settings=settings,
+            )
+        if not result.complete:
+            self.progress.note(f"{method} for {goal.text}: {result.message}")
+        return result.best, len(result.evaluated)
 
     def _finish(
-        self, goal: _Goal, method: str, name: str, arch: Arch, evaluations: int, log: EvaluationLog
+        self, goal: Goal, method: str, name: str, arch: Arch, evaluations: int, log: EvaluationLog
     ) -> dict[str, Any]:
         """Fine-tunes, tests and writes one net. Returns its figures; those of a finished one are read back."""
         from hwnas.train.finish import Finisher, write_net
@@ -267,7 +238,7 @@ class _Pipeline:
         accuracy, split = finisher.test_accuracy(module)
         write_net(folder, request.space, arch, module)
         result = {
-            **_figures(request, goal, arch),
+            **figures(request, goal, arch),
             "net": name,
             "method": method,
             "arch": request.space.to_json(arch),
@@ -276,7 +247,6 @@ class _Pipeline:
             "accuracy_split": split,
             "search_accuracy": log.scores[arch.genes],
             "evaluations": evaluations,
-            "evaluated": evaluations,
             "finetune_steps": request.recipe.finetune.steps,
             "normalisation": asdict(self.splits.normalisation),
             "key": goal.key,
@@ -288,28 +258,26 @@ class _Pipeline:
 
     # -- what they are made of ---------------------------------------------------------------------------------------
 
-    def _fresh(self) -> Any:
+    def _fresh(self) -> SinglePathSupernet:
         from hwnas.train.loop import step_rng, torch_generator
 
-        generator = torch_generator(step_rng(self.request.seed, "weights", 0))
-        return self.request.space.supernet(
-            generator=generator, zero_init_residual=self.request.recipe.zero_init_residual
-        )
+        weights = torch_generator(step_rng(self.request.seed, "weights", 0))
+        return self.request.space.supernet(generator=weights, zero_init_residual=self.request.recipe.zero_init_residual)
 
-    def _batches(self) -> Any:
+    def _batches(self) -> Batches:
         from hwnas.train.loop import Batches
 
         request = self.request
         phase = request.recipe.supernet
         return Batches(self.splits.train, self.splits.normalisation, phase, request.seed, "supernet", request.device)
 
-    def _evaluator(self, supernet: Any) -> Any:
+    def _evaluator(self, supernet: SinglePathSupernet) -> Evaluator:
         from hwnas.train.evaluate import Evaluator
 
         request = self.request
         return Evaluator(supernet, self.splits, request.recipe.scoring, seed=request.seed, device=request.device)
 
-    def _store(self) -> Any:
+    def _store(self) -> CheckpointStore:
         from hwnas.train.checkpoint import CheckpointStore
 
         return CheckpointStore(self.run.checkpoints, "supernet")
@@ -329,6 +297,7 @@ class _Pipeline:
         return digest.hexdigest()
 
 
-def planned_evaluations(recipe: Recipe) -> int:
-    """Architectures that an evolution scores, and its baseline too: a population for every generation and the first."""
-    return recipe.evolution.population * recipe.evolution.generations
+def evolution_settings(request: SearchRequest) -> Evolution:
+    """The recipe's numbers as `hwnas.search.evolution` takes them."""
+    numbers = request.recipe.evolution
+    return Evolution(numbers.population, numbers.generations, numbers.topk, numbers.mutation)

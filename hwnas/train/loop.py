@@ -200,7 +200,7 @@ def train(
                 losses.clear()
                 if not math.isfinite(mean):
                     raise HwnasError(
-                        f"the loss became {mean} at step {done} ({description}): lower lr in the recipe, now {phase.lr:g}"
+                        f"the loss became {mean} at step {done} ({description}): lower the lr of {phase.lr:g}"
                     )
                 now = time.monotonic()
                 if metrics:

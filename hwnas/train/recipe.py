@@ -69,7 +69,7 @@ class Evolution(BaseModel):
 
     Attributes:
         population: candidates of a generation, half of them by crossover and half by mutation.
-        generations: how often the population is renewed.
+        generations: how often the population is renewed after the first, random one.
         topk: parents that are kept.
         mutation: probability that a mutation redraws a slot.
     """

@@ -1,0 +1,195 @@
+"""What is asked of a search, the nets it is to find, and their figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwnas.budget import Budget
+from hwnas.costs import Cost, macs_cost, params_cost
+from hwnas.errors import HwnasError
+from hwnas.runs import NetFolder
+from hwnas.search.feasible import FeasibleSampler
+from hwnas.spaces.base import Arch, Space
+from hwnas.train.recipe import Recipe
+
+METHODS = ("spos", "random")
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """A search, fully resolved.
+
+    Attributes:
+        space: of the data's image size and number of classes.
+        data: ``fashion-mnist``, ``folder:DIR`` or ``torchvision:NAME:DIR``.
+        budgets: one inner list for each net that is wanted, all of whose budgets it must meet; an empty inner list is
+            a search without a limit.
+        costs: by name, of `space`; those that the budgets name, and `latency` where there is a table.
+        recipe: training, scoring, evolution, fine-tuning.
+        out: the run folder.
+        seed: of everything random.
+        threads: of torch.
+        method: ``spos``, or ``random``: the baseline alone.
+        device: of torch.
+        baseline: searches at random under the same budgets too (method spos).
+        notes: anything else to keep in run.toml, such as the latency table and its fingerprint.
+    """
+
+    space: Space
+    data: str
+    budgets: Sequence[Sequence[Budget]]
+    costs: Mapping[str, Cost]
+    recipe: Recipe
+    out: Path
+    seed: int = 0
+    threads: int = 1
+    method: str = "spos"
+    device: str = "cpu"
+    baseline: bool = True
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOutcome:
+    """What a search found: the JSON of ``hwnas search``."""
+
+    run: Path
+    method: str
+    space: str
+    seconds: float
+    evaluated: int
+    results: list[dict[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """As `hwnas search --json` prints it."""
+        return {**asdict(self), "run": str(self.run)}
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One net that is wanted, with everything that judges it.
+
+    Attributes:
+        name: of the net, from its budgets: ``latency-17ms``.
+        budgets: all of which it must meet.
+        sampler: of the architectures that do.
+        key: changes with whatever a finished net depends on; one with another key is made again.
+    """
+
+    name: str
+    budgets: tuple[Budget, ...]
+    sampler: FeasibleSampler
+    key: str
+
+    @property
+    def text(self) -> str:
+        """The budgets for people."""
+        return " and ".join(map(str, self.budgets)) or "no budget"
+
+
+def make_goal(request: SearchRequest, budgets: Sequence[Budget]) -> Goal:
+    """The net that meets `budgets`.
+
+    Raises:
+        ClaimError: no architecture does; it says what the cheapest one costs.
+        HwnasError: a budget limits a cost that the request has no prices of.
+    """
+    for budget in budgets:
+        if budget.cost not in request.costs:
+            raise HwnasError(f"a budget for {budget.cost} needs its prices: profile the device first (hwnas profile)")
+    if budgets:
+        costs, limits = [request.costs[budget.cost] for budget in budgets], [budget.limit for budget in budgets]
+    else:
+        costs, limits = [macs_cost(request.space)], [np.inf]
+    sampler = FeasibleSampler(costs, limits, space=request.space.name)
+    digest = hashlib.blake2b(digest_size=8)
+    for cost, limit in zip(costs, limits, strict=True):
+        digest.update(repr((cost.name, limit, cost.upper.fixed)).encode())
+        digest.update(np.ascontiguousarray(cost.upper.choices).data)
+    digest.update(json.dumps([identity(request), request.recipe.model_dump(), request.method]).encode())
+    return Goal(_net_name(budgets), tuple(budgets), sampler, digest.hexdigest())
+
+
+def _net_name(budgets: Sequence[Budget]) -> str:
+    """A folder name: ``latency-17ms``, ``latency-60pct-params-4.2M``."""
+    parts = []
+    for budget in budgets:
+        text = budget.text.replace("%", "pct").replace("µ", "u")
+        parts.append(f"{budget.cost}-{re.sub(r'[^A-Za-z0-9.]+', '-', text).strip('-.')}")
+    return "-".join(parts) or "unlimited"
+
+
+def identity(request: SearchRequest) -> dict[str, Any]:
+    """What the supernet depends on: a run folder belongs to one such set."""
+    return {
+        "method": request.method,
+        "space": request.space.name,
+        "data": request.data,
+        "image_size": request.space.input_shape[1],
+        "num_classes": request.space.num_classes,
+        "seed": request.seed,
+        "zero_init_residual": request.recipe.zero_init_residual,
+        "supernet": request.recipe.supernet.model_dump(),
+    }
+
+
+def configuration(request: SearchRequest) -> dict[str, Any]:
+    """The rest of what run.toml keeps."""
+    return {
+        "budgets": [[asdict(budget) for budget in budgets] for budgets in request.budgets],
+        "threads": request.threads,
+        "device": request.device,
+        "recipe": request.recipe.model_dump(),
+        "notes": dict(request.notes),
+    }
+
+
+def binding(budgets: Sequence[Budget], costs: Mapping[str, Cost]) -> bool:
+    """Whether any architecture of the space breaks one of `budgets`."""
+    for budget in budgets:
+        upper = costs[budget.cost].upper
+        if upper.total_of(upper.dearest()) > budget.limit:
+            return True
+    return False
+
+
+def generator(request: SearchRequest, goal: Goal, method: str) -> np.random.Generator:
+    """The chance of one search: of the seed, the budgets and the method, and of nothing else."""
+    text = repr((method, [(budget.cost, budget.limit) for budget in goal.budgets]))
+    return np.random.default_rng(np.random.SeedSequence([request.seed, zlib.crc32(text.encode())]))
+
+
+def finished(folder: NetFolder, goal: Goal) -> bool:
+    """The net is there, and is what this request would make."""
+    files = (folder.arch, folder.weights, folder.onnx)
+    return folder.result().get("key") == goal.key and all(file.is_file() for file in files)
+
+
+def figures(request: SearchRequest, goal: Goal, arch: Arch) -> dict[str, Any]:
+    """What an architecture costs and how much of its budgets it uses.
+
+    ``predicted_ms`` and ``high_ms`` (the 99% upper end) are null where the request has no latencies.
+    ``budget_used`` is the upper end's share of the limit, of the budget that is nearest to it.
+    """
+    latency = request.costs.get("latency")
+    used = [request.costs[budget.cost].upper.total_of(arch.genes) / budget.limit for budget in goal.budgets]
+    return {
+        "predicted_ms": latency.prices.total_of(arch.genes) if latency else None,
+        "high_ms": latency.upper.total_of(arch.genes) if latency else None,
+        "macs": round(macs_cost(request.space).prices.total_of(arch.genes)),
+        "params": round(params_cost(request.space).prices.total_of(arch.genes)),
+        "bitops": None,
+        "budgets": [asdict(budget) for budget in goal.budgets],
+        "budget_used": max(used) if used else None,
+        "binding": binding(goal.budgets, request.costs),
+        "feasible_fraction": goal.sampler.fraction,
+    }

@@ -1,0 +1,98 @@
+"""From a chosen architecture to a net: inherited weights, a short fine-tuning, accuracy, files."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from hwnas.progress import Progress
+from hwnas.runs import NetFolder, RunFolder
+from hwnas.spaces.base import Arch, Space
+from hwnas.train.checkpoint import CheckpointStore, write_atomically
+from hwnas.train.data import DataSplits
+from hwnas.train.evaluate import Evaluator, accuracy
+from hwnas.train.loop import Batches, train
+from hwnas.train.recipe import Phase
+
+if TYPE_CHECKING:
+    from hwnas.nn.supernet import SinglePathSupernet
+
+
+@dataclass(frozen=True, slots=True)
+class Finisher:
+    """What fine-tunes and writes the found nets of one run.
+
+    Attributes:
+        run: their folder.
+        supernet: trained; found nets begin with its weights.
+        splits: fine-tuned on `train`; the accuracy is of the test split, or of `val` where the data has none.
+        evaluator: sets the BatchNorm statistics that a net begins with.
+        phase: of the fine-tuning.
+        seed: of its order and augmentation.
+    """
+
+    run: RunFolder
+    supernet: SinglePathSupernet
+    splits: DataSplits
+    evaluator: Evaluator
+    phase: Phase
+    seed: int
+    device: str
+    progress: Progress
+
+    def fine_tune(self, name: str, arch: Arch, state: str) -> nn.Module:
+        """The net of `arch` with inherited weights, trained on; goes on from a checkpoint of a killed run.
+
+        Args:
+            name: of the net, for the progress.
+            arch: what to build.
+            state: whatever else the weights depend on; a checkpoint is used for the same state only.
+        """
+        self.evaluator.recalibrate(arch.genes)
+        module = self.supernet.extract(arch)
+        batches = Batches(self.splits.train, self.splits.normalisation, self.phase, self.seed, "finetune", self.device)
+
+        def forward(images: Tensor, step: int) -> Tensor:
+            del step
+            scores: Tensor = module(images)
+            return scores
+
+        store = self._store(arch, state)
+        train(module, batches, forward=forward, progress=self.progress, description=f"fine-tuning {name}", store=store)
+        return module
+
+    def _store(self, arch: Arch, state: str) -> CheckpointStore:
+        key = hashlib.blake2b(repr((arch.genes, state)).encode(), digest_size=6).hexdigest()
+        return CheckpointStore(self.run.checkpoints, f"finetune-{key}")
+
+    def forget(self, arch: Arch, state: str) -> None:
+        """Drops the checkpoints of a fine-tuning that is not needed any more."""
+        for path in self._store(arch, state).paths():
+            path.unlink(missing_ok=True)
+
+    def test_accuracy(self, module: nn.Module) -> tuple[float, str]:
+        """Accuracy of a finished net, and the name of the split it is of. The test split is read here."""
+        split = "test" if self.splits.has_test else "val"
+        data = self.splits.load_test() if self.splits.has_test else self.splits.val
+        return accuracy(module, data, self.splits.normalisation, device=self.device), split
+
+
+def write_net(folder: NetFolder, space: Space, arch: Arch, module: nn.Module) -> None:
+    """Writes arch.json, weights.safetensors and model.onnx of a trained net.
+
+    Raises:
+        HwnasError: the disk is full, or the net cannot be exported.
+    """
+    from safetensors.torch import save
+
+    from hwnas.export import export_onnx
+
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    write_atomically(folder.weights, save(weights))
+    folder.write_json("arch.json", space.to_json(arch))
+    plain = space.build(arch)  # the plain module, contiguous and in eval mode, whatever the trained one became
+    plain.load_state_dict(weights)
+    export_onnx(plain.eval(), space.input_shape, folder.onnx)
