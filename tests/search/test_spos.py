@@ -135,7 +135,7 @@ def test_another_budget_reuses_the_supernet(done: Path, data: Path) -> None:
     metrics = (done / "metrics.csv").read_bytes()
     watcher = Watcher()
     unlimited = Budget("latency", 1e9, "1000000s")
-    outcome = search(request(data, done, [[unlimited]]), watcher)
+    outcome = search(replace(request(data, done, [[unlimited]]), baseline=False), watcher)
     assert (done / "metrics.csv").read_bytes() == metrics
     assert outcome.results[0]["binding"] is False
     assert any("does not bind" in note for note in watcher.notes)
@@ -163,7 +163,7 @@ def test_random_search_alone_has_no_baseline(data: Path, tmp_path: Path) -> None
 
 def test_changed_images_are_noticed(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", train=12)
-    search(request(data, tmp_path / "run"), NullProgress())
+    search(replace(request(data, tmp_path / "run"), baseline=False), NullProgress())
     for image in (data / "train" / "red").iterdir():
         image.write_bytes((data / "train" / "blue" / image.name).read_bytes())
     with pytest.raises(HwnasError, match=r"the images of .* changed since"):
@@ -172,8 +172,9 @@ def test_changed_images_are_noticed(tmp_path: Path) -> None:
 
 def test_without_a_test_split_the_accuracy_is_named_validation(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", train=12, test=0)
-    outcome = search(request(data, tmp_path / "run"), NullProgress())
+    outcome = search(replace(request(data, tmp_path / "run"), baseline=False), NullProgress())
     assert outcome.results[0]["accuracy_split"] == "val"
+    assert outcome.results[0]["baseline"] is None
 
 
 def test_no_test_image_is_read_before_all_choices_are_made(data: Path, tmp_path: Path) -> None:

@@ -32,10 +32,10 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "hwnas/train/recipes/quickstart.toml").read_text()
     path.write_text(text)
     assert load_recipe(path) == load_recipe("quickstart")
-    path.write_text(text.replace("batch_size = 64", "batchsize = 64", 1))
+    path.write_text(text.replace("batch_size = 32", "batchsize = 64", 1))
     with pytest.raises(HwnasError, match=r"mine.toml: supernet\.batch"):
         load_recipe(path)
-    path.write_text(text.replace("batch_size = 64", "batch_size = 0", 1))
+    path.write_text(text.replace("batch_size = 32", "batch_size = 0", 1))
     with pytest.raises(HwnasError, match=r"supernet\.batch_size: .* greater than or equal to 2"):
         load_recipe(path)
     path.write_text("[supernet")
