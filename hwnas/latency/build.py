@@ -20,7 +20,7 @@ from hwnas.latency.model import LatencyModel, space_ops
 from hwnas.latency.table import LatencyTable
 from hwnas.measure.lock import device_lock
 from hwnas.measure.onnx_models import network_to_onnx, op_to_onnx
-from hwnas.measure.passes import Entry, measure_in_passes
+from hwnas.measure.passes import Entry, is_open, measure_in_passes
 from hwnas.measure.process import MeasuringProcess, Subject
 from hwnas.network import Network
 from hwnas.ops import Op
@@ -149,7 +149,8 @@ def _measure(
             progress.note(f"{path} has everything already: nothing to measure")
         model = LatencyModel(table)
         header = table.header
-        failures = table.failures()
+        failures = {key: why for key, why in table.failures().items() if key in wanted}
+        asked = [key for role, key in todo if role == "operator"]
         return BuildReport(
             lut=str(path),
             device=str(header["device"]),
@@ -158,9 +159,9 @@ def _measure(
             batch_size=profile.batch_size,
             threads=profile.thread_count,
             entries=len(model.operators),
-            measured=len([name for role, name in todo if role == "operator"]),
-            reused=len(wanted) - len([name for role, name in todo if role == "operator"]),
-            failed={key: failures[key] for key in wanted if key in failures},
+            measured=len([key for key in asked if key not in failures]),
+            reused=len(wanted) - len(asked),
+            failed=failures,
             seconds=time.monotonic() - started,
             calibration=model.quality(),
             unknown=unknown,
@@ -198,12 +199,15 @@ def _entries(
         (role, name): Entry(subject, visits=table.visits(role, name), reference=role == "reference")
         for (role, name), subject in subjects.items()
     }
-    timing = profile.timing
-    todo = [name for name, entry in entries.items() if not entry.reference and len(entry.visits) < timing.min_passes]
+    failed = {("operator", key) for key in table.failures()}
+    todo = [
+        name
+        for name, entry in entries.items()
+        if not entry.reference and (name in failed or is_open(entry, profile.timing))
+    ]
     if todo:
         for (role, name), data in content.items():
             table.add_entry(role, name, data)
-    # what has its visits is finished, however wide its interval: a second call measures nothing
     return {name: entry for name, entry in entries.items() if name in todo or entry.reference}, todo
 
 
@@ -240,7 +244,7 @@ def _run_passes(
                 reference += visit.samples_ms
             elif visit.number < timing.min_passes:
                 task.advance(1)
-    low, middle = np.quantile(reference, [0.1, 0.5])
+    low, middle = np.quantile(reference or [1.0], [0.1, 0.5])
     if middle / low - 1 > NOISY:
         progress.note(
             f"the machine is busy: a run of one network takes {middle / low - 1:.0%} longer than when undisturbed; "

@@ -254,10 +254,10 @@ class LatencyTable:
         return dict(self._select("SELECT name, failure FROM entries WHERE failure IS NOT NULL AND role = 'operator'"))
 
     def visits(self, role: str, name: str) -> list[NDArray[np.float64]]:
-        """Raw samples (ms of one run) of each visit, oldest first."""
-        query = """SELECT samples_ms FROM visits JOIN entries ON entry = entries.id
+        """Samples of each visit, oldest first: ms of one execution, as the clock showed them."""
+        query = """SELECT repeats, samples_ms FROM visits JOIN entries ON entry = entries.id
                    WHERE role = ? AND name = ? ORDER BY visits.id"""
-        return [self._samples(blob) for (blob,) in self._select(query, role, name)]
+        return [self._samples(blob, repeats) for repeats, blob in self._select(query, role, name)]
 
     def content(self, role: str, name: str) -> dict[str, Any]:
         """What an entry's row says of it."""
@@ -313,9 +313,7 @@ class LatencyTable:
                    WHERE role = ? AND failure IS NULL ORDER BY visits.id"""
         visits: dict[str, list[NDArray[np.float64]]] = {}
         for name, session, repeats, blob in self._select(query, role):
-            if not isinstance(repeats, int) or repeats < 1:
-                raise HwnasError(_damaged(self.path))
-            samples = (self._samples(blob) * drift.get(session, 1.0) - overhead_ms) / repeats
+            samples = self._samples(blob, repeats) * drift.get(session, 1.0) - overhead_ms / repeats
             visits.setdefault(name, []).append(np.maximum(samples, SHORTEST_MS))
         return {name: estimate(found) for name, found in visits.items()}
 
@@ -364,9 +362,9 @@ class LatencyTable:
         except (ValueError, TypeError, RecursionError):
             raise HwnasError(_damaged(self.path)) from None
 
-    def _samples(self, blob: bytes) -> NDArray[np.float64]:
-        if isinstance(blob, bytes) and blob and len(blob) % 8 == 0:
-            samples = np.frombuffer(blob)
+    def _samples(self, blob: bytes, repeats: int = 1) -> NDArray[np.float64]:
+        if isinstance(blob, bytes) and blob and len(blob) % 8 == 0 and isinstance(repeats, int) and repeats >= 1:
+            samples = np.frombuffer(blob) / repeats
             if np.isfinite(samples).all() and samples.min() > 0:
                 return samples
         raise HwnasError(_damaged(self.path))

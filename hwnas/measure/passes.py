@@ -26,7 +26,7 @@ class Entry:
 
     Attributes:
         repeats: copies of the operator in one run.
-        visits: the samples (ms of one run) of each visit.
+        visits: the samples of each visit, in ms of ONE execution: the copies in a run change when it is loaded anew.
         failure: why it cannot be measured; it is not visited again.
         reference: visited several times a pass, never finished early.
     """
@@ -40,7 +40,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One visit that was just made: what to store before anything else happens. A failure has no samples."""
+    """One visit that was just made: what to store before anything else happens.
+
+    Samples are ms of one run, of `entry.repeats` executions. A failure has none.
+    """
 
     entry: Entry
     number: int
@@ -63,7 +66,7 @@ def measure_in_passes(
     rng = np.random.default_rng(seed)
     references = [entry for entry in entries if entry.reference]
     for number in range(timing.max_passes):
-        open_entries = [entry for entry in entries if not entry.reference and _open(entry, timing)]
+        open_entries = [entry for entry in entries if not entry.reference and is_open(entry, timing)]
         if not open_entries:
             break
         for position, index in enumerate(rng.permutation(len(open_entries))):
@@ -74,7 +77,8 @@ def measure_in_passes(
             yield _visit(process, open_entries[index], number, timing.runs)
 
 
-def _open(entry: Entry, timing: Timing) -> bool:
+def is_open(entry: Entry, timing: Timing) -> bool:
+    """Whether an entry needs more visits; the same visits always give the same answer."""
     if entry.failure is not None or len(entry.visits) >= timing.max_passes:
         return False
     return len(entry.visits) < timing.min_passes or estimate(entry.visits).relative_error > timing.target_error
@@ -89,6 +93,6 @@ def _visit(process: MeasuringProcess, entry: Entry, number: int, runs: int) -> V
                 continue  # perhaps something else killed the process: one more try in a fresh one
             entry.failure = str(error)
             return Visit(entry, number, ())
-        entry.visits.append(np.asarray(samples))
+        entry.visits.append(np.asarray(samples) / entry.repeats)
         return Visit(entry, number, tuple(samples))
     raise AssertionError("unreachable")

@@ -9,17 +9,20 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import math
 import os
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +81,7 @@ class MeasuringProcess:
         self._command = command
         self._child: subprocess.Popen[bytes] | None = None
         self._buffer = b""
+        self._complaints: IO[bytes] | None = None
         self._loaded: OrderedDict[str, tuple[int, int]] = OrderedDict()  # name -> (repeats, memory), oldest use first
 
     def __enter__(self) -> Self:
@@ -98,6 +102,9 @@ class MeasuringProcess:
         child, self._child = self._child, None
         self._loaded.clear()
         self._buffer = b""
+        if self._complaints is not None:
+            self._complaints.close()
+            self._complaints = None
         if child is None:
             return
         for stream in (child.stdin, child.stdout):
@@ -117,9 +124,9 @@ class MeasuringProcess:
             MeasurementError: it cannot be built or timed, hung, or took the process down.
         """
         repeats = self.load(subject)
-        samples = self._ask({"do": "time", "name": subject.name, "runs": runs})["samples_ms"]
-        if len(samples) != runs or not all(np.isfinite(sample) and sample > 0 for sample in samples):
-            raise MeasurementError(f"the runtime returned impossible times: {samples[:5]}")
+        samples: Any = self._ask({"do": "time", "name": subject.name, "runs": runs}).get("samples_ms")
+        if not _are_times(samples, runs):
+            raise MeasurementError(f"the runtime returned impossible times: {str(samples)[:80]}")
         return repeats, samples
 
     def load(self, subject: Subject) -> int:
@@ -127,7 +134,12 @@ class MeasuringProcess:
         if subject.name in self._loaded:
             self._loaded.move_to_end(subject.name)
             return self._loaded[subject.name][0]
-        model = subject.model()
+        if subject.memory_bytes > _all_memory():
+            raise MeasurementError(f"needs about {subject.memory_bytes / 1e9:.0f} GB, more memory than there is")
+        try:
+            model = subject.model()
+        except (HwnasError, MemoryError, ValueError) as error:
+            raise MeasurementError(f"cannot be written as a model: {' '.join(str(error).split())[:300]}") from None
         memory = subject.memory_bytes + 2 * len(model)
         while self._loaded and memory + sum(held for _, held in self._loaded.values()) > self.memory_limit_bytes:
             self._ask({"do": "unload", "name": self._loaded.popitem(last=False)[0]})
@@ -140,8 +152,11 @@ class MeasuringProcess:
                 "min_run_ms": self.profile.timing.min_run_ms,
             }
         )
-        self._loaded[subject.name] = (int(answer["repeats"]), memory)
-        return int(answer["repeats"])
+        repeats = answer.get("repeats")
+        if type(repeats) is not int or repeats < 1:
+            raise MeasurementError(f"the runtime returned an impossible number of copies: {str(repeats)[:80]}")
+        self._loaded[subject.name] = (repeats, memory)
+        return repeats
 
     def run(self, subject: Subject, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """The network's first output for `images` [batch, C, H, W], computed on the device."""
@@ -154,19 +169,33 @@ class MeasuringProcess:
                 "image": base64.b64encode(np.ascontiguousarray(images, np.float32).tobytes()).decode(),
             }
         )
-        return np.frombuffer(base64.b64decode(answer["output"]), np.float32).reshape(answer["shape"])
+        try:
+            return np.frombuffer(base64.b64decode(answer["output"]), np.float32).reshape(answer["shape"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise MeasurementError(f"the runtime returned no output: {error}") from None
 
     # -- the pipe ----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self._child = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment()
-        )
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the child)
+        pipe = subprocess.PIPE
+        try:
+            self._child = subprocess.Popen(
+                self._command, stdin=pipe, stdout=pipe, stderr=self._complaints, env=_environment()
+            )
+        except OSError as error:
+            self.close()
+            raise MeasurementError(str(error), process_died=True) from None
+        assert self._child.stdin is not None
+        os.set_blocking(self._child.stdin.fileno(), False)
         self._buffer = b""
         self._loaded.clear()
         options = {"threads": self.profile.thread_count}
         request = {"do": "open", "runtime": self.profile.runtime, "options": options}
-        self.describe = self._ask(request, START_TIMEOUT_S)["describe"]
+        describe = self._ask(request, START_TIMEOUT_S).get("describe")
+        if not isinstance(describe, dict):
+            raise MeasurementError(f"it does not say what it measures: {str(describe)[:80]}")
+        self.describe = describe
 
     def _ask(self, request: dict[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
         if self._child is None:
@@ -182,10 +211,10 @@ class MeasuringProcess:
             raise MeasurementError(message, process_died=True) from None
         except ValueError as error:
             self._kill()
-            message = f"the measuring process answered nonsense ({error})"
+            message = f"the measuring process answered nonsense ({' '.join(str(error).split())})"
             raise MeasurementError(message, process_died=True) from None
         if not answer["ok"]:
-            raise MeasurementError(str(answer["error"]))
+            raise MeasurementError(str(answer.get("error")))
         return answer
 
     def _exchange(self, line: bytes, timeout_s: float) -> dict[str, Any]:
@@ -193,17 +222,26 @@ class MeasuringProcess:
         assert child is not None
         assert child.stdin is not None
         assert child.stdout is not None
-        child.stdin.write(line)
-        child.stdin.flush()
+        if self._buffer:
+            raise ValueError(f"without being asked: {self._buffer[:80].decode(errors='replace')}")
         deadline = time.monotonic() + timeout_s
+        unsent = memoryview(line)  # written bit by bit: a child that hangs does not empty its pipe either
         while b"\n" not in self._buffer:
-            ready, _, _ = select.select([child.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
+            reads, writes, _ = select.select(
+                [child.stdout], [child.stdin] if unsent else [], [], max(0.0, deadline - time.monotonic())
+            )
+            if not reads and not writes:
                 raise TimeoutError
+            if writes:
+                unsent = unsent[os.write(child.stdin.fileno(), unsent) :]
+            if not reads:
+                continue
             chunk = os.read(child.stdout.fileno(), 1 << 16)
             if not chunk:
                 raise EOFError
             self._buffer += chunk
+        if unsent:
+            raise ValueError("before it had read what it was asked")
         text, self._buffer = self._buffer.split(b"\n", 1)
         answer = json.loads(text)
         if not isinstance(answer, dict) or "ok" not in answer:
@@ -222,10 +260,19 @@ class MeasuringProcess:
         except subprocess.TimeoutExpired:
             self._kill()
             return "closed its output"
+        words = self._last_words()
         self.close()
         if code < 0:
             return f"killed by {signal.Signals(-code).name}" + (", out of memory?" if code == -signal.SIGKILL else "")
-        return f"exit {code}"
+        return f"exit {code}{words}"
+
+    def _last_words(self) -> str:
+        """The last line that the child wrote to stderr: of a traceback, the error."""
+        assert self._complaints is not None
+        self._complaints.seek(max(0, self._complaints.seek(0, os.SEEK_END) - 4096))
+        lines = self._complaints.read().decode(errors="replace").split("\n")
+        written = [line.strip() for line in lines if line.strip()]
+        return f": {written[-1][:300]}" if written else ""
 
 
 def _environment() -> dict[str, str]:
@@ -234,5 +281,24 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **quiet}
 
 
+def _are_times(samples: Any, runs: int) -> bool:
+    return (
+        isinstance(samples, list)
+        and len(samples) == runs
+        and all(type(sample) in (int, float) and math.isfinite(sample) and sample > 0 for sample in samples)
+    )
+
+
+def _all_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _half_of_free_memory() -> int:
+    """Half of what can be had without swapping; memory that only caches files counts as free."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024 // 2
+    except OSError:
+        pass
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -48,7 +48,8 @@ def estimate(visits: Sequence[NDArray[np.float64]], *, quantile: float = QUANTIL
     Raises:
         ValueError: there are no samples.
     """
-    if not visits or not sum(map(len, visits)):
+    visits = [visit for visit in visits if len(visit)]
+    if not visits:
         raise ValueError("no samples to estimate from")
     point = float(np.quantile(np.concatenate(visits), quantile))
     rng = np.random.default_rng(len(visits))  # fixed: the same samples always give the same interval

@@ -12,8 +12,8 @@ run        name, shape, image (base64 float32)             shape, output (base64
 unload     name
 =========  ==============================================  =====================================
 
-An answer is ``{"ok": true, …}`` or ``{"ok": false, "error": "…"}``. The process ends when its input does, so that it
-never outlives the one who asked.
+An answer is ``{"ok": true, …}`` or ``{"ok": false, "error": "…"}``. The process ends when its input does, even while a
+model that hangs is being run, so that it never outlives the one who asked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ import base64
 import contextlib
 import json
 import os
+import select
 import sys
+import threading
+import time
 from typing import IO, Any
 
 import numpy as np
@@ -31,6 +34,8 @@ from hwnas.measure.runtimes import RUNTIMES
 from hwnas.measure.runtimes.base import Runtime, Session
 
 PRIORITY = -10
+GRACE_S = 2.0
+"""How long after its input was closed the process may still be busy."""
 
 
 class Worker:
@@ -83,12 +88,21 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
         answers.flush()
 
 
+def _end_with_the_input() -> None:
+    closed = select.poll()
+    closed.register(sys.stdin.fileno(), 0)  # that the other end is closed is always reported
+    closed.poll()
+    time.sleep(GRACE_S)  # for what was asked before
+    os._exit(1)
+
+
 def main() -> None:
     """Speaks on the real stdout and sends whatever libraries print there to stderr, so that no answer is garbled."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)  # where it is allowed, other work waits while a run is timed
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        threading.Thread(target=_end_with_the_input, daemon=True).start()
         serve(sys.stdin, answers)
 
 

@@ -1,0 +1,159 @@
+"""The contract that every runtime keeps."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+from quick import tiny_network
+
+from hwnas.measure.onnx_models import network_to_onnx, op_to_onnx
+from hwnas.measure.runtimes import RUNTIMES
+from hwnas.measure.runtimes.base import Runtime
+from hwnas.network import Network
+from hwnas.ops import Op
+from hwnas.spaces import get_space
+
+BOUND = {"runtime": str, "runtime_version": str, "device": str, "cores": int, "threads": int}
+"""What a table is bound to."""
+
+OPS = [
+    Op.conv((16, 14, 14), 16, kernel=3, norm=True, act="relu6"),
+    Op.conv((16, 14, 14), 16, kernel=5, groups=16, norm=True),
+    Op.conv((3, 28, 28), 16, kernel=3, stride=2, norm=True),
+    Op.conv((16, 7, 7), 16, kernel=1, norm=True, residual=True, act="relu"),
+    Op.global_avg_pool((16, 7, 7)),
+    Op.linear(32, 10),
+    Op.add((16, 7, 7)),
+]
+
+
+@pytest.fixture(params=RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
+    """Each runtime with one thread."""
+    with RUNTIMES[request.param]({"threads": 1}) as runtime:
+        yield runtime
+
+
+def plainly(model: bytes, image: np.ndarray) -> np.ndarray:
+    """What the file says, computed without any optimisation."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: image})[0])
+
+
+def networks() -> list[Network]:
+    space = get_space("proxyless-tiny")
+    return [tiny_network(), space.network(space.sample(np.random.default_rng(0)))]
+
+
+def test_it_says_what_a_table_is_bound_to(runtime: Runtime) -> None:
+    described = runtime.describe()
+    assert {key: type(described[key]) for key in BOUND} == BOUND
+    assert described["runtime"] in RUNTIMES
+    assert described["threads"] == 1
+    assert described == runtime.describe()
+
+
+def test_networks_are_timed_one_execution_a_run(runtime: Runtime) -> None:
+    for network in networks():
+        session = runtime.load_network(network_to_onnx(network))
+        assert session.repeats == 1
+        for runs in (1, 7):
+            samples = session.time_ms(runs)
+            assert len(samples) == runs
+            assert all(type(sample) is float and 0 < sample < 10_000 for sample in samples)
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.key)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_operators_are_repeated_until_a_run_is_long_enough(runtime: Runtime, op: Op, batch_size: int) -> None:
+    session = runtime.load_operator(op_to_onnx(op, batch_size=batch_size), 0.05)
+    assert session.repeats >= 1
+    samples = session.time_ms(3)
+    assert len(samples) == 3
+    assert all(0 < sample < 10_000 for sample in samples)
+    assert runtime.load_operator(op_to_onnx(op, batch_size=batch_size), 1e-6).repeats == 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_networks_compute_what_the_file_says(runtime: Runtime, batch_size: int) -> None:
+    for network in networks():
+        model = network_to_onnx(network, batch_size=batch_size)
+        session = runtime.load_network(model)
+        session.time_ms(2)  # timing leaves nothing behind
+        rng = np.random.default_rng(3)
+        images = rng.standard_normal((batch_size, *network.input_shape)).astype(np.float32)
+        for image in (images, 2 * images):
+            output = session.run(image)
+            assert output.dtype == np.float32
+            np.testing.assert_allclose(output, plainly(model, image), rtol=1e-3, atol=1e-4)
+
+
+def test_more_work_takes_longer(runtime: Runtime) -> None:
+    small, large = (
+        runtime.load_operator(op_to_onnx(Op.conv((32, size, size), 32, kernel=3, norm=True)), 0.05) for size in (7, 56)
+    )
+    assert min(large.time_ms(5)) / large.repeats > 5 * min(small.time_ms(5)) / small.repeats
+
+
+def test_many_sessions_live_side_by_side(runtime: Runtime) -> None:
+    sessions = [runtime.load_operator(op_to_onnx(op), 0.01) for op in OPS for _ in range(3)]
+    assert all(session.time_ms(1)[0] > 0 for session in sessions)
+
+
+def test_what_cannot_be_built_is_an_error_and_the_next_model_is_built(runtime: Runtime) -> None:
+    integers = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["y"])],
+        "integers",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, [1, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, [1, 3])],
+    )
+    unsuitable = helper.make_model(integers, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
+    for model in (b"", b"garbage", unsuitable.SerializeToString()):
+        with pytest.raises(Exception, match=r".+"):
+            runtime.load_network(model)
+        with pytest.raises(Exception, match=r".+"):
+            runtime.load_operator(model, 0.01)
+    assert runtime.load_network(network_to_onnx(tiny_network())).time_ms(1)
+
+
+def test_a_batch_that_a_file_leaves_open_is_one_image(runtime: Runtime) -> None:
+    model = onnx.load_from_string(network_to_onnx(tiny_network()))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    assert runtime.load_network(model.SerializeToString()).time_ms(1)[0] > 0
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_threads_are_those_that_were_asked_for(name: str) -> None:
+    """Counted by the operating system, in a process of its own: two threads are one more than one."""
+    code = f"""
+import os
+from quick import tiny_network
+from hwnas.measure.onnx_models import network_to_onnx
+from hwnas.measure.runtimes import RUNTIMES
+model = network_to_onnx(tiny_network())
+count = lambda: len(os.listdir("/proc/self/task"))
+with RUNTIMES[{name!r}]({{"threads": 1}}) as runtime:
+    session = runtime.load_network(model); session.time_ms(1); one = count(); del session
+with RUNTIMES[{name!r}]({{"threads": 3}}) as runtime:
+    session = runtime.load_network(model); session.time_ms(1); print(count() - one)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert int(done.stdout) == 2
