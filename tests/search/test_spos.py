@@ -206,6 +206,7 @@ def start(data: Path, out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", SCRIPT, str(data), str(out)], env=environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["evolution", "fine-tuning"])
 def test_a_killed_search_finds_the_same_nets(done: Path, data: Path, tmp_path: Path, moment: str) -> None:
     out = tmp_path / "run"

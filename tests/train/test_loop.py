@@ -138,6 +138,7 @@ def start(out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", SCRIPT, str(out)], env=environment)
 
 
+@pytest.mark.slow
 def test_killed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert start(undisturbed).wait(300) == 0
