@@ -5,6 +5,10 @@ what is left of each budget, on a grid, and drawn uniformly by walking through t
 the grid: no feasible architecture is lost, and the few that only rounding let in are rejected by their true upper ends.
 The grid spans what is left when every slot takes its cheapest choice, so that it is as fine for a budget that one
 architecture in 10^9 meets as for a generous one.
+
+A search with few evaluations should not spend them on nets that leave the budget unused: with `min_use` only
+architectures are drawn that use at least that share of it, counted the same way (ways within the budget less ways
+within the floor).
 """
 
 from __future__ import annotations
@@ -89,15 +93,19 @@ class _Grid:
             counts.insert(0, ways)
         return counts
 
-    def draw(self, counts: list[Floats], budget: Sequence[int], n: int, rng: np.random.Generator) -> Ints:
-        """`n` architectures [n, slots] uniformly from those that cost at most `budget` on every axis."""
+    def draw(
+        self, counts: list[Floats], budget: Sequence[int], below: Sequence[int], n: int, rng: np.random.Generator
+    ) -> Ints:
+        """`n` architectures [n, slots] uniformly from those within `budget` on every axis but not within `below`."""
         genes = np.zeros((n, len(self.units)), dtype=np.int64)
         left = np.tile(np.asarray(budget, dtype=np.int64), (n, 1))
+        low = np.tile(np.asarray(below, dtype=np.int64), (n, 1))
         for slot, units in enumerate(self.units):
-            after = left[:, None, :] - units[None]
-            ways = counts[slot + 1][tuple(np.moveaxis(np.maximum(after, 0), 2, 0))]
-            genes[:, slot] = _choose(np.where((after >= 0).all(axis=2), ways, 0.0), rng)
+            after = counts[slot + 1]
+            ways = _ways(after, left[:, None, :] - units[None]) - _ways(after, low[:, None, :] - units[None])
+            genes[:, slot] = _choose(np.maximum(ways, 0.0), rng)
             left -= units[genes[:, slot]]
+            low -= units[genes[:, slot]]
         return genes
 
 
@@ -108,17 +116,22 @@ class FeasibleSampler:
         costs: what is limited; architectures are judged on ``cost.upper``.
         limits: one for each cost, in its unit.
         space: the space's name, for messages.
+        min_use: least share of the first binding limit that what is drawn uses, with its upper end. Where nothing
+            does, and where no limit binds, there is no floor.
 
     Attributes:
         acceptance: share of the draws from the grid that truly meet the limits (1.0: the grid is exact).
-        fraction: estimated share of all architectures that meet them.
-        count: estimated number of architectures that meet them.
+        fraction: estimated share of all architectures that meet them (and the floor).
+        count: estimated number of architectures that meet them (and the floor).
+        floor: what is drawn costs at least so much of the first binding cost; minus infinity where there is none.
 
     Raises:
         ClaimError: no architecture meets the limits; it says what the cheapest one costs.
     """
 
-    def __init__(self, costs: Sequence[Cost], limits: Sequence[float], *, space: str = "the space") -> None:
+    def __init__(
+        self, costs: Sequence[Cost], limits: Sequence[float], *, space: str = "the space", min_use: float = 0.0
+    ) -> None:
         if not costs or len(costs) != len(limits):
             raise ValueError("one limit for each cost is needed, and at least one cost")
         self._costs, self._limits, self._space = tuple(costs), tuple(limits), space
@@ -129,12 +142,22 @@ class FeasibleSampler:
         if not self._exists.any(axis=1).all():
             raise ValueError("a slot has no choice at all")
         self._refuse_impossible()
-        prices, slacks = self._binding()
+        prices, slacks, binding = self._binding()
         self._grid = _Grid.of(self._exists, prices, slacks, _CELLS[len(prices)])
         self._coarse = _Grid.of(self._exists, prices, slacks, _REPAIR_CELLS[len(prices)])
         self._counts = self._grid.count()
-        on_grid = float(self._counts[0][self._grid.cells])
-        self.acceptance = self._probe(on_grid)
+        self.floor, self._floored, self._floor_share = -math.inf, 0, 0.0
+        on_grid = 0.0
+        if binding and min_use > 0:
+            self._set_floor(binding[0], min_use * limits[binding[0]], slacks[0])
+            on_grid = self._on_grid()
+            if on_grid <= 0 or not (accepted := self._probe()):
+                self.floor, self._floor_share = -math.inf, 0.0
+        if self.floor == -math.inf:
+            on_grid = self._on_grid()
+            if on_grid <= 0 or not (accepted := self._probe()):
+                raise self._refuse_together()
+        self.acceptance = accepted
         self.count = max(1.0, on_grid * self.acceptance)
         self.fraction = self.count / math.prod(int(row.sum()) for row in self._exists)
 
@@ -147,24 +170,31 @@ class FeasibleSampler:
             meets &= cost.upper.total(genes) <= limit
         return meets
 
+    def admissible(self, genes: Genes) -> NDArray[np.bool_]:
+        """Which of `genes` [n, slots] meet every limit and reach the floor."""
+        meets = self.feasible(genes)
+        if self.floor > -math.inf:
+            meets &= self._costs[self._floored].upper.total(genes) >= self.floor
+        return meets
+
     # -- drawing ------------------------------------------------------------------------------------------------------
 
     def sample(self, n: int, rng: np.random.Generator) -> Genes:
-        """`n` architectures [n, slots], independently and uniformly from all that meet the limits."""
+        """`n` architectures [n, slots], independently and uniformly from all that meet the limits and the floor."""
         found = np.empty((0, len(self._exists)), dtype=np.int64)
         while len(found) < n:
             missing = n - len(found)
             drawn = self._draw(min(_PROBE * 16, math.ceil(missing / self.acceptance) + 8), rng)
-            found = np.concatenate([found, drawn[self.feasible(drawn)]])
+            found = np.concatenate([found, drawn[self.admissible(drawn)]])
         return found[:n]
 
     def repair(self, genes: Genes, rng: np.random.Generator) -> Genes:
-        """`genes` [n, slots] with as few genes changed as it takes to meet the limits; what meets them is unchanged.
+        """`genes` [n, slots] with as few genes changed as it takes to meet limits and floor; what does is unchanged.
 
         Drawn uniformly from the nearest feasible architectures (to within the grid).
         """
         repaired = np.array(genes, dtype=np.int64)
-        for row in np.flatnonzero(~self.feasible(repaired)):
+        for row in np.flatnonzero(~self.admissible(repaired)):
             repaired[row] = self._nearest(repaired[row], rng)
         return repaired
 
@@ -189,10 +219,27 @@ class FeasibleSampler:
             parts.append(f"{cost.name} <= {format_cost(cost.name, limit)} (alone, {least} is possible)")
         return ClaimError(f"no architecture of {self._space} meets these budgets together: {' and '.join(parts)}")
 
-    def _binding(self) -> tuple[list[Floats], list[float]]:
-        """Of the costs that can break their limit: prices above the cheapest choice, and what may be spent on them."""
-        prices, slacks = [], []
-        for cost, limit in zip(self._costs, self._limits, strict=True):
+    def _set_floor(self, cost: int, floor: float, slack: float) -> None:
+        """Notes the floor, and the share of the first axis's slack that every admissible architecture spends."""
+        cheapest = self._limits[cost] - slack
+        if floor > cheapest:
+            self.floor, self._floored, self._floor_share = floor, cost, (floor - cheapest) / slack
+
+    def _below(self, grid: _Grid) -> tuple[int, ...]:
+        """Budgets of what is surely under the floor on `grid`; rounding down takes up to a cell from each slot."""
+        if self.floor == -math.inf:
+            return (-1,) * len(grid.cells)
+        return (math.floor(self._floor_share * grid.cells[0]) - len(self._exists) - 1, *grid.cells[1:])
+
+    def _on_grid(self) -> float:
+        """Architectures between floor and limits, as the grid sees it."""
+        grid = self._grid
+        return float(_ways(self._counts[0], np.array(grid.cells)) - _ways(self._counts[0], np.array(self._below(grid))))
+
+    def _binding(self) -> tuple[list[Floats], list[float], list[int]]:
+        """Of the costs that can break their limit: prices above the cheapest choice, what may be spent, which it is."""
+        prices, slacks, binding = [], [], []
+        for index, (cost, limit) in enumerate(zip(self._costs, self._limits, strict=True)):
             if cost.upper.total_of(cost.upper.dearest()) <= limit:
                 continue
             table = np.where(self._exists, cost.upper.choices, np.inf)
@@ -203,36 +250,40 @@ class FeasibleSampler:
                 raise self._refuse_together()
             prices.append(table - cheapest)
             slacks.append(max(0.0, slack) + rounding)
-        return prices, slacks
+            binding.append(index)
+        return prices, slacks, binding
 
-    def _probe(self, on_grid: float) -> float:
-        if on_grid == 0:
-            raise self._refuse_together()
+    def _probe(self) -> float:
+        """Share of the draws from the grid that are admissible; 0.0 where none was found."""
         rng = np.random.default_rng(0)
         drawn = accepted = 0
         while not accepted and drawn < _MAX_DRAWS:
-            accepted += int(self.feasible(self._draw(_PROBE, rng)).sum())
+            accepted += int(self.admissible(self._draw(_PROBE, rng)).sum())
             drawn += _PROBE
-        if not accepted:
-            raise self._refuse_together()
         return accepted / drawn
 
     def _draw(self, n: int, rng: np.random.Generator) -> Ints:
-        """`n` architectures uniformly from those that meet the limits on the grid."""
-        return self._grid.draw(self._counts, self._grid.cells, n, rng)
+        """`n` architectures uniformly from those that meet limits and floor on the grid."""
+        return self._grid.draw(self._counts, self._grid.cells, self._below(self._grid), n, rng)
 
     def _nearest(self, genes: Ints, rng: np.random.Generator) -> Ints:
         """A feasible architecture that differs from `genes` in as few slots as the coarse grid can tell."""
         grid = self._coarse.near(genes)
         counts = grid.count()
         for changes in range(len(genes) + 1):
-            budget = (changes, *self._coarse.cells)
-            if counts[0][budget] > 0:
-                near = grid.draw(counts, budget, _REPAIR_DRAWS, rng)
-                meets = np.flatnonzero(self.feasible(near))
+            budget, below = (changes, *self._coarse.cells), (changes, *self._below(self._coarse))
+            if _ways(counts[0], np.array(budget)) > _ways(counts[0], np.array(below)):
+                near = grid.draw(counts, budget, below, _REPAIR_DRAWS, rng)
+                meets = np.flatnonzero(self.admissible(near))
                 if len(meets):
                     return np.asarray(near[meets[0]])
         return np.asarray(self.sample(1, rng)[0])
+
+
+def _ways(counts: Floats, left: Ints) -> Floats:
+    """Entries of `counts` at `left` [..., axes]; where an axis is overspent there is no way."""
+    ways = counts[tuple(np.moveaxis(np.maximum(left, 0), -1, 0))]
+    return np.where((left >= 0).all(axis=-1), ways, 0.0)
 
 
 def _choose(weights: Floats, rng: np.random.Generator) -> Ints:

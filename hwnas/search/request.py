@@ -110,7 +110,8 @@ def make_goal(request: SearchRequest, budgets: Sequence[Budget]) -> Goal:
         costs, limits = [request.costs[budget.cost] for budget in budgets], [budget.limit for budget in budgets]
     else:
         costs, limits = [macs_cost(request.space)], [np.inf]
-    sampler = FeasibleSampler(costs, limits, space=request.space.name)
+    min_use = request.recipe.evolution.budget_use
+    sampler = FeasibleSampler(costs, limits, space=request.space.name, min_use=min_use)
     digest = hashlib.blake2b(digest_size=8)
     for cost, limit in zip(costs, limits, strict=True):
         digest.update(repr((cost.name, limit, cost.upper.fixed)).encode())

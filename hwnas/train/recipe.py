@@ -72,6 +72,8 @@ class Evolution(BaseModel):
         generations: how often the population is renewed after the first, random one.
         topk: parents that are kept.
         mutation: probability that a mutation redraws a slot.
+        budget_use: least share of the first binding budget that a candidate's upper end uses. The best nets use their
+            budget, and evaluations are few; 0 searches everything below it, as the paper does.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,6 +82,7 @@ class Evolution(BaseModel):
     generations: int = Field(default=20, ge=1)
     topk: int = Field(default=10, ge=1)
     mutation: float = Field(default=0.1, gt=0, le=1)
+    budget_use: float = Field(default=0.92, ge=0, lt=1)
 
 
 class Recipe(BaseModel):

@@ -57,6 +57,33 @@ def test_draws_are_uniform_over_exactly_the_feasible_architectures(costs: list[C
     assert sampler.fraction == pytest.approx(len(feasible) / len(every), rel=0.15)
 
 
+@pytest.mark.parametrize(
+    ("costs", "limits", "min_use"),
+    [([LATENCY], [9.5], 0.9), ([LATENCY], [11.0], 0.97), ([LATENCY, SIZE], [11.0, 9.0], 0.95)],
+)
+def test_with_a_floor_draws_are_uniform_over_the_band(costs: list[Cost], limits: list[float], min_use: float) -> None:
+    every = _all(LATENCY.prices.choices)
+    meets = np.all([cost.upper.total(every) <= limit for cost, limit in zip(costs, limits, strict=True)], axis=0)
+    band = meets & (LATENCY.upper.total(every) >= min_use * limits[0])
+    inside = {tuple(row): index for index, row in enumerate(every[band].tolist())}
+    assert 3 < len(inside) < meets.sum()
+    sampler = FeasibleSampler(costs, limits, min_use=min_use)
+    drawn = sampler.sample(100 * len(inside), np.random.default_rng(3))
+    seen = np.bincount([inside[tuple(row)] for row in drawn.tolist()], minlength=len(inside))
+    assert stats.chisquare(seen).pvalue > 0.001
+    assert sampler.count == pytest.approx(len(inside), rel=0.15)
+    repaired = sampler.repair(every, np.random.default_rng(4))
+    assert all(tuple(row) in inside for row in repaired.tolist())
+    np.testing.assert_array_equal(repaired[band], every[band])
+
+
+def test_a_floor_that_nothing_reaches_is_dropped() -> None:
+    cost = _cost("latency", np.array([[1.0, 5.0], [1.0, 5.0]]))
+    sampler = FeasibleSampler([cost], [5.5], min_use=0.9)  # totals are 2, 6 and 10
+    assert sampler.floor == -np.inf
+    assert sampler.sample(3, np.random.default_rng(0)).tolist() == [[0, 0]] * 3
+
+
 def test_draws_and_repairs_depend_on_the_generator_alone() -> None:
     sampler = FeasibleSampler([LATENCY], [9.5])
     every = _all(LATENCY.prices.choices)
