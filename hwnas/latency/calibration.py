@@ -18,6 +18,9 @@ from hwnas.measure.statistics import CONFIDENCE
 UNCALIBRATED_ERROR = 0.25
 """Relative standard error of a prediction without calibration networks: published raw sums miss by so much."""
 
+FEW = 4
+"""Fewer calibration networks give a factor only, and an interval that is assumed rather than estimated."""
+
 FEASIBLE_CONFIDENCE = 0.99
 """One-sided confidence of the upper end that a search decides on."""
 
@@ -71,14 +74,14 @@ def calibrate(sums_ms: Sequence[float], measured_ms: Sequence[float]) -> Calibra
         a, b = _fit(x[others], y[others]) if len(x) > 1 else (1.0, 0.0)
         left_out[index] = a * x[index] + b
     error = float(np.sqrt(np.mean((left_out / y - 1) ** 2)))
-    if len(x) < 4:
+    if len(x) < FEW:
         error = max(error, UNCALIBRATED_ERROR / 2)  # so few networks cannot show how far the next one is off
     return Calibration(slope, offset, error, len(x), tuple(x), tuple(y), tuple(left_out))
 
 
 def _fit(x: Vector, y: Vector) -> tuple[float, float]:
     """Slope and offset that minimise the squared relative error; the offset never negative, the slope positive."""
-    if len(x) >= 4 and np.ptp(x) > 0.05 * x.mean():
+    if len(x) >= FEW and np.ptp(x) > 0.05 * x.mean():
         design = np.stack([x / y, 1 / y], axis=1)
         (slope, offset), *_ = np.linalg.lstsq(design, np.ones(len(x)), rcond=None)
         if slope > 0 and offset >= 0:
@@ -88,14 +91,16 @@ def _fit(x: Vector, y: Vector) -> tuple[float, float]:
 
 
 def _student(probability: float, networks: int) -> float:
-    from scipy.special import stdtrit
+    from scipy.special import ndtri, stdtrit
 
-    return float(stdtrit(max(1, networks - 2), probability))
+    if networks < FEW:  # the error is an assumption then, not an estimate from so many networks
+        return float(ndtri(probability))
+    return float(stdtrit(networks - 2, probability))
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How well left-out networks are predicted, as shares 0 to 1; `kendall_tau` is None for fewer than three."""
+    """How well left-out networks are predicted, as shares 0 to 1; `kendall_tau` is None where nothing can be ranked."""
 
     networks: int
     mape: float | None
@@ -116,7 +121,8 @@ def quality(calibrations: Sequence[Calibration]) -> Quality:
     measured = np.concatenate([c.measured_ms for c in fitted])
     width = np.concatenate([np.full(c.networks, c.half_width) for c in fitted])
     errors = np.abs(predicted / measured - 1)
-    tau = float(kendalltau(predicted, measured).statistic) if len(errors) > 2 else None
+    ranked = len(errors) > 2 and np.ptp(predicted) > 0 and np.ptp(measured) > 0
+    tau = float(kendalltau(predicted, measured).statistic) if ranked else None
     return Quality(
         len(errors),
         float(errors.mean()),

@@ -142,15 +142,22 @@ def space_ops(space: Space) -> list[Op]:
 
 def profile_command(space: Space, model: LatencyModel) -> str:
     """The command that adds a space to the model's table."""
+    import shlex
+
+    from hwnas.devices import list_profiles
     from hwnas.spaces import get_space
 
     default = get_space(space.name)
-    command = f"hwnas profile --device {model.header['profile']['name']} --space {space.name}"
+    profile = model.header["profile"]
+    # a profile from a file of the user's is not known by its name: what ships for the device measures as well
+    names = [known.name for known in list_profiles() if known.name == profile["name"]]
+    device = names[0] if names else profile.get("device", "cpu")
+    command = f"hwnas profile --device {device} --space {space.name}"
     if space.input_shape != default.input_shape:
         command += f" --image-size {space.input_shape[1]}"
     if space.num_classes != default.num_classes:
         command += f" --num-classes {space.num_classes}"
-    return f"{command} {bound_options(model.header)} --lut {model.path}"
+    return f"{command} {bound_options(model.header)} --lut {shlex.quote(str(model.path))}"
 
 
 def bound_options(header: dict[str, object]) -> str:

@@ -1,0 +1,132 @@
+"""Calibration on synthetic networks whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from hwnas.latency.calibration import UNCALIBRATED_ERROR, calibrate, quality
+
+Vector = NDArray[np.float64]
+
+
+def synthetic(rng: np.random.Generator, count: int, noise: float = 0.02) -> tuple[Vector, Vector]:
+    """Sums of operators from 3 to 11 ms, and latencies of 0.93 times that and 0.4 ms, with relative noise."""
+    sums = rng.uniform(3, 11, count)
+    return sums, (0.93 * sums + 0.4) * (1 + noise * rng.standard_normal(count))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0.3, 3), st.floats(0, 5), st.integers(5, 40))
+def test_slope_and_offset_are_recovered_exactly(slope: float, offset: float, count: int) -> None:
+    sums = np.linspace(3, 11, count)
+    found = calibrate(sums, slope * sums + offset)
+    assert found.slope == pytest.approx(slope, rel=1e-6)
+    assert found.offset_ms == pytest.approx(offset, abs=1e-6)
+    assert found.relative_error == pytest.approx(0, abs=1e-8)
+    assert found.latency_ms(20) == pytest.approx(20 * slope + offset)
+
+
+def test_leaving_one_out_really_leaves_it_out() -> None:
+    sums, measured = synthetic(np.random.default_rng(0), 12)
+    found = calibrate(sums, measured)
+    for index in range(12):
+        others = [i for i in range(12) if i != index]
+        without = calibrate(sums[others], measured[others])
+        assert found.left_out_ms[index] == pytest.approx(without.latency_ms(sums[index]))
+        # whatever was measured of a network has no part in its own prediction
+        changed = measured.copy()
+        changed[index] *= 1.7
+        assert calibrate(sums, changed).left_out_ms[index] == pytest.approx(found.left_out_ms[index])
+
+
+def test_the_error_is_out_of_sample() -> None:
+    """With five networks the fit follows them: only left out they show how far the next one is off."""
+    inside, outside = [], []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        sums, measured = synthetic(rng, 5)
+        found = calibrate(sums, measured)
+        inside.append(np.sqrt(np.mean((found.slope * sums + found.offset_ms) / measured - 1) ** 2))
+        outside.append(found.relative_error)
+    assert np.mean(outside) > 0.02 > np.mean(inside)
+
+
+@pytest.mark.parametrize("count", [6, 20])
+def test_intervals_hold_new_networks_as_often_as_they_say(count: int) -> None:
+    two_sided, one_sided = [], []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        found = calibrate(*synthetic(rng, count))
+        (new,), (truth,) = synthetic(rng, 1)
+        predicted = found.latency_ms(new)
+        two_sided.append(abs(truth - predicted) <= found.half_width * predicted)
+        one_sided.append(truth <= predicted * (1 + found.upper_margin))
+    assert 0.86 <= np.mean(two_sided) <= 0.97
+    assert np.mean(one_sided) >= 0.98
+
+
+def test_what_cannot_be_a_cost_is_not_fitted() -> None:
+    """A negative offset or slope would price an architecture below nothing."""
+    for measured in ([2, 4, 8, 16.0], [9, 7, 5, 3.0]):
+        found = calibrate([3, 5, 7, 9], measured)
+        assert found.offset_ms == 0
+        assert found.slope > 0
+    equal = calibrate([5, 5, 5, 5, 5], [6, 6, 6.1, 5.9, 6])
+    assert (equal.offset_ms, equal.slope) == (0, pytest.approx(1.2, rel=1e-3))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_networks_give_a_factor_and_a_wide_interval_that_is_still_of_use(count: int) -> None:
+    sums = np.array([4.0, 6, 8])[:count]
+    found = calibrate(sums, 1.2 * sums)
+    assert (found.slope, found.offset_ms) == (pytest.approx(1.2), 0)
+    assert found.networks == count
+    assert 0.1 < found.half_width < 1
+    assert found.half_width < found.upper_margin < 1
+
+
+def test_no_network_is_said_to_be_none() -> None:
+    found = calibrate([], [])
+    assert (found.slope, found.offset_ms, found.networks) == (1, 0, 0)
+    assert found.relative_error == UNCALIBRATED_ERROR
+    assert 0.2 < found.half_width < 0.6 < found.upper_margin + 0.1 < 1
+    assert quality([found]).networks == 0
+    assert quality([]).mape is None
+
+
+def test_more_networks_never_make_the_assumed_interval_wider() -> None:
+    widths = []
+    for count in (0, 1, 2, 3, 8, 30):
+        sums = np.linspace(4, 9, count)
+        widths.append(calibrate(sums, 1.1 * sums).half_width)
+    assert (np.diff(widths) <= 1e-12).all()
+
+
+def test_quality_figures() -> None:
+    sums, measured = synthetic(np.random.default_rng(0), 20, noise=0.01)
+    found = quality([calibrate(sums, measured)])
+    assert found.networks == 20
+    assert found.mape is not None
+    assert 0.002 < found.mape < 0.02
+    assert found.within_5 == found.within_10 == 1
+    assert found.kendall_tau is not None
+    assert found.kendall_tau > 0.9
+    assert found.interval_coverage is not None
+    assert found.interval_coverage > 0.8
+    two = quality([calibrate(sums, measured), calibrate(sums[:8], 3 * measured[:8])])
+    assert two.networks == 28
+
+
+@pytest.mark.parametrize("measured", [[1.0] * 5, [1.0], [1.0, 2.0]])
+def test_quality_is_a_number_or_none_and_never_nan(measured: list[float]) -> None:
+    found = asdict(quality([calibrate([2.0] * len(measured), measured)]))
+    assert all(value is None or math.isfinite(value) for value in found.values())
+    json.dumps(found, allow_nan=False)

@@ -1,0 +1,222 @@
+"""Prediction: additive, honest about what is missing, and the same for a network and for its space's prices."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from quick import quick_profile, tiny_network
+
+from hwnas.errors import HwnasError
+from hwnas.latency.build import calibration_archs
+from hwnas.latency.model import LatencyModel, profile_command, space_ops
+from hwnas.latency.table import LatencyTable
+from hwnas.network import Network
+from hwnas.ops import Op
+from hwnas.spaces import Space, get_space
+
+DESCRIBE = {"runtime": "onnxruntime", "runtime_version": "1.0", "device": "A CPU", "cores": 2, "threads": 1}
+TINY = get_space("proxyless-tiny")
+MakeModel = Callable[..., LatencyModel]
+
+
+def true_ms(op: Op) -> float:
+    """What an operator costs on a device that we make up."""
+    return 0.01 + op.macs / 5e7
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> MakeModel:
+    """A model of a table that holds `ops` and networks of `space`, on a device of which everything is known."""
+
+    def make(
+        ops: list[Op], networks: list[Network], *, name: str = "t.lut", batch_size: int = 1, profile_name: str = "cpu"
+    ) -> LatencyModel:
+        rng = np.random.default_rng(0)
+        profile = quick_profile().model_copy(update={"batch_size": batch_size, "name": profile_name})
+        with LatencyTable.create(tmp_path / name, profile, DESCRIBE) as table:
+            table._db.execute("BEGIN")  # all at once: the test has no use for durable rows
+            session = table.start_session({})
+            for op in ops:
+                table.add_entry("operator", op.key, {})
+                for visit in range(3):
+                    table.add_visit(session, "operator", op.key, visit, 1, [true_ms(op)] * 2)
+            for index, network in enumerate(networks):
+                keys = [op.key for op in network.ops]
+                table.add_entry("network", str(index), {"input_shape": network.input_shape, "ops": keys})
+                whole = (0.9 * sum(map(true_ms, network.ops)) + 0.3) * (1 + 0.01 * rng.standard_normal())
+                table.add_visit(session, "network", str(index), 0, 1, [whole])
+            table._db.execute("COMMIT")
+            return LatencyModel(table)
+
+    return make
+
+
+def calibration_nets(space: Space, count: int = 12) -> list[Network]:
+    return [space.network(arch) for arch in calibration_archs(space, count)]
+
+
+@pytest.fixture
+def model(make_model: MakeModel) -> LatencyModel:
+    return make_model(space_ops(TINY), calibration_nets(TINY))
+
+
+def test_a_prediction_is_the_calibrated_sum_of_its_operators(model: LatencyModel) -> None:
+    network = TINY.network(TINY.sample(np.random.default_rng(1)))
+    found = model.predict(network)
+    assert found.latency_ms is not None
+    assert found.low_ms is not None
+    assert found.high_ms is not None
+    calibration = model.calibration(network.input_shape)
+    raw = sum(map(true_ms, network.ops))
+    assert found.latency_ms == pytest.approx(calibration.slope * raw + calibration.offset_ms)
+    shares = sum(estimate.latency_ms or 0 for estimate in found.ops)
+    assert shares + calibration.offset_ms == pytest.approx(found.latency_ms)
+    assert found.latency_ms == pytest.approx(0.9 * raw + 0.3, rel=0.02)
+    assert found.low_ms < found.latency_ms < found.high_ms
+    assert (found.coverage, found.missing, found.calibrated) == (1, (), True)
+    times = [estimate.latency_ms or 0 for estimate in found.ops]
+    assert times == sorted(times, reverse=True)
+    assert sum(estimate.count for estimate in found.ops) == len(network.nodes)
+
+
+def test_twice_the_operators_cost_twice_as_much(model: LatencyModel) -> None:
+    network = TINY.network(TINY.sample(np.random.default_rng(1)))
+    twice = replace(network, nodes=network.nodes * 2)
+    offset = model.calibration(network.input_shape).offset_ms
+    one, two = model.predict(network).latency_ms, model.predict(twice).latency_ms
+    assert one is not None
+    assert two is not None
+    assert two - offset == pytest.approx(2 * (one - offset))
+
+
+@pytest.mark.parametrize("space", [TINY, get_space("proxyless-tiny", image_size=32, num_classes=100)], ids=["28", "32"])
+def test_prices_of_a_space_are_predictions_of_its_networks(make_model: MakeModel, space: Space) -> None:
+    model = make_model(space_ops(space), calibration_nets(space))
+    cost = model.cost(space)
+    rng = np.random.default_rng(2)
+    archs = [space.sample(rng) for _ in range(60)]
+    genes = np.array([arch.genes for arch in archs])
+    predictions = [model.predict(space.network(arch)) for arch in archs]
+    np.testing.assert_allclose(cost.prices.total(genes), [found.latency_ms for found in predictions], rtol=1e-9)
+    assert (cost.upper.total(genes) > cost.prices.total(genes)).all()
+    assert (cost.upper.total(genes) > [found.high_ms for found in predictions]).all()  # 99% one-sided, 95% there
+    assert cost.name == "latency"
+    finite = np.isfinite(cost.prices.choices)
+    assert (cost.prices.choices[finite] >= 0).all()
+    assert finite.sum() == sum(map(len, space.slots))
+
+
+def test_missing_operators_are_named_and_never_zero(make_model: MakeModel) -> None:
+    network = TINY.network(TINY.sample(np.random.default_rng(0)))
+    lost = network.ops[3].deployed()
+    model = make_model([op for op in space_ops(TINY) if op != lost], [])
+    found = model.predict(network)
+    assert (found.latency_ms, found.low_ms, found.high_ms) == (None, None, None)
+    assert found.missing == (lost.key,)
+    count = sum(op.deployed() == lost for op in network.ops)
+    assert found.coverage == pytest.approx(1 - count / len(network.ops))
+    assert found.ops[-1].op == lost
+    assert found.ops[-1].latency_ms is None
+    assert all(estimate.latency_ms for estimate in found.ops[:-1])
+
+
+def test_unknown_operators_are_named_and_never_zero(model: LatencyModel) -> None:
+    network = TINY.network(TINY.sample(np.random.default_rng(0)))
+    found = model.predict(replace(network, unknown=("einsum (attention.1)",)))
+    assert found.latency_ms is None
+    assert found.missing == ("einsum (attention.1)",)
+    assert found.coverage == pytest.approx(len(network.ops) / (len(network.ops) + 1))
+
+
+def test_a_failed_operator_is_missing_and_says_why(model: LatencyModel) -> None:
+    network = TINY.network(TINY.sample(np.random.default_rng(0)))
+    key = network.ops[2].key
+    with LatencyTable.open(model.path, writable=True) as table:
+        table.add_failure("operator", key, "timed out after 60 s")
+        broken = LatencyModel(table)
+    found = broken.predict(network)
+    assert found.latency_ms is None
+    assert [(entry.op.key, entry.failure) for entry in found.ops if entry.latency_ms is None] == [
+        (key, "timed out after 60 s")
+    ]
+    with pytest.raises(HwnasError, match="timed out after 60 s"):
+        broken.cost(TINY)
+    # a whole network that holds it cannot calibrate either
+    assert broken.quality().networks < model.quality().networks
+
+
+def test_a_table_without_networks_says_so(make_model: MakeModel) -> None:
+    model = make_model(space_ops(TINY), [])
+    found = model.predict(TINY.network(TINY.sample(np.random.default_rng(0))))
+    assert not found.calibrated
+    assert found.latency_ms is not None
+    assert found.low_ms is not None
+    assert 0 < found.low_ms < 0.8 * found.latency_ms  # a wide interval, and one that says something
+    assert model.quality().mape is None
+
+
+def test_networks_of_another_image_size_calibrate_where_there_are_no_others(make_model: MakeModel) -> None:
+    other = get_space("proxyless-tiny", image_size=32)
+    model = make_model([*space_ops(TINY), *space_ops(other)], calibration_nets(TINY))
+    assert model.calibration(other.input_shape) is model.pooled
+    assert model.calibration(TINY.input_shape).networks == 12
+    few = make_model([*space_ops(TINY), *space_ops(other)], [*calibration_nets(TINY), *calibration_nets(other, 3)],
+                     name="few.lut")  # fmt: skip
+    assert few.calibration(other.input_shape).networks == 15
+
+
+def test_an_empty_network_takes_the_offset(model: LatencyModel) -> None:
+    found = model.predict(Network(TINY.input_shape, (), (-1, 0)))
+    assert found.latency_ms == pytest.approx(model.calibration(TINY.input_shape).offset_ms)
+
+
+# -- the command that mends it ---------------------------------------------------------------------------------------
+
+
+def accepted(command: str) -> None:
+    """Fails if the command line does not take `command` as it was printed; nothing is measured."""
+    from hwnas.cli.profile import command as profile
+    from hwnas.cli.terminal import Terminal
+
+    from hwnas.devices import find_profile
+
+    program, name, *args = shlex.split(command)
+    assert (program, name) == ("hwnas", "profile")
+    context = profile.make_context("profile", args, obj=Terminal(("profile", *args)))
+    found = find_profile(context.params["device"]).override(
+        batch_size=context.params["batch"], threads=context.params["threads"]
+    )
+    assert found.batch_size in (1, 4)
+    for space in context.params["space"]:
+        get_space(space, image_size=context.params["image_size"], num_classes=context.params["num_classes"])
+
+
+@pytest.mark.parametrize(
+    ("space", "options"),
+    [
+        (TINY, {}),
+        (get_space("proxyless-tiny", image_size=64, num_classes=7), {}),
+        (TINY, {"batch_size": 4}),
+        (TINY, {"name": "my tables' best.lut"}),
+        (TINY, {"profile_name": "one-that-does-not-ship"}),
+    ],
+)
+def test_the_error_of_a_space_that_is_not_covered_holds_a_command_that_works(
+    make_model: MakeModel, space: Space, options: dict[str, object]
+) -> None:
+    model = make_model([Op.linear(3, 4), *tiny_network().ops], [], **options)
+    with pytest.raises(HwnasError, match=rf"lacks {len(space_ops(space))} operators of proxyless-tiny") as caught:
+        model.cost(space)
+    assert len(str(caught.value).splitlines()) == 1
+    command = profile_command(space, model)
+    assert f"run '{command}'" in str(caught.value)
+    accepted(command)
+    if space.num_classes != 10:
+        assert re.search(r"--image-size 64 --num-classes 7", command)
+    assert not model.fits(space)
