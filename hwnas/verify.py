@@ -155,9 +155,15 @@ def _output_difference(process: MeasuringProcess, entry: Entry, candidate: Candi
         deployed = process.run(entry.subject, candidate.images)
     except MeasurementError as error:
         raise HwnasError(f"{candidate.name} does not run on the device: {error}") from None
-    module = candidate.module.eval()
-    with torch.inference_mode():
-        expected = module(torch.from_numpy(candidate.images)).numpy()
+    was_training = candidate.module.training
+    try:
+        with torch.inference_mode():
+            expected = candidate.module.eval()(torch.from_numpy(candidate.images)).numpy()
+    finally:
+        candidate.module.train(was_training)
+    if deployed.shape != expected.shape:
+        raise HwnasError(f"{candidate.name} gives outputs of shape {deployed.shape} on the device, its module of shape "
+                         f"{expected.shape}: export it again")  # fmt: skip
     absolute = float(np.abs(deployed - expected).max())
     return absolute, absolute / max(1e-12, float(np.abs(expected).max()))
 
