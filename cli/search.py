@@ -97,7 +97,8 @@ def command(
         terminal.default("--out", out)
     _prepare_interruption(terminal, priced.path, out)
 
-    from hwnas.search.spos import SearchRequest, search
+    from hwnas.search.request import SearchRequest
+    from hwnas.search.spos import search
 
     request = SearchRequest(
         space=searched,
@@ -207,17 +208,26 @@ def _price(terminal: Terminal, space: Space, lut: Path | None, device: str | Non
         profile = device_profile(terminal, device)
         path = chosen_table(terminal, None, profile, ops=space_ops(space))
         if path is None and needed:
-            size = f"--image-size {space.input_shape[1]} --num-classes {space.num_classes}"
-            command = f"hwnas profile --device {device or profile.name} --space {space.name} {size}"
+            command = f"hwnas profile --device {device or profile.name} {_space_options(space)}"
             raise HwnasError(f"no table under tables/ covers {space.name} on this device: make one with '{command}'")
     if path is None:
         return _Priced(space, costs, None, None, {})
     with LatencyTable.open(path) as table:
         model = LatencyModel(table)
-        notes = {
-            "table": {"lut": str(path.absolute()), "fingerprint": table.fingerprint, "device": model.header["device"]}
-        }
+        made = {key: model.header[key] for key in ("created", "device", "batch_size", "threads", "precision")}
+        notes = {"table": {"lut": str(path.absolute()), "fingerprint": table.fingerprint, **made}}
     return _Priced(space, {**costs, "latency": model.cost(space)}, path, model, notes)
+
+
+def _space_options(space: Space) -> str:
+    """The options that name a space, without those that are its own defaults."""
+    from hwnas.spaces import get_space
+
+    usual = get_space(space.name)
+    options = f"--space {space.name}"
+    if space.input_shape != usual.input_shape:
+        options += f" --image-size {space.input_shape[1]}"
+    return options if space.num_classes == usual.num_classes else f"{options} --num-classes {space.num_classes}"
 
 
 def _resolve(spec: Any, priced: _Priced) -> Budget:
@@ -287,10 +297,12 @@ def _show(terminal: Terminal, document: dict[str, Any]) -> None:
     terminal.table(table, f"{evaluated}; files in {document['run']}", f"next: hwnas verify {document['run']}")
 
 
-def budget_text(budgets: Sequence[dict[str, Any]] | dict[str, Any]) -> str:
-    """The budgets of a result, for people."""
+def budget_text(budgets: Sequence[dict[str, Any]]) -> str:
+    """The budgets of a result, for people: what was typed, and what that is."""
     from hwnas.budget import format_cost
 
-    if isinstance(budgets, dict):
-        return ", ".join(format_cost(cost, limit) for cost, limit in budgets.items())
-    return ", ".join(format_cost(budget["cost"], budget["limit"]) for budget in budgets)
+    texts = []
+    for budget in budgets:
+        limit, typed = format_cost(budget["cost"], budget["limit"]), budget["text"]
+        texts.append(f"{typed}: {limit}" if "%" in typed or ":" in typed else limit)
+    return ", ".join(texts)

@@ -129,7 +129,7 @@ def _table(
 
     if lut is not None:
         return lut
-    recorded = subjects[0].run.get("table", {})
+    recorded = subjects[0].run.get("notes", {}).get("table", {})
     if recorded:
         path = Path(str(recorded.get("lut", "")))
         try:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
 import tomllib
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from command import ROOT
+from tiny_fashion import TINY_RECIPE, write_fashion_mnist
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
@@ -78,22 +81,55 @@ def test_the_source_archive_can_be_built_and_read(built: Path) -> None:
     assert {f"hwnas/train/recipes/{name}" for name in tracked("hwnas/train/recipes/*.toml")} <= names
 
 
-@pytest.mark.slow
-def test_the_installed_wheel_runs_outside_the_repository(built: Path, tmp_path: Path) -> None:
-    target = tmp_path / "site"
+@dataclass(frozen=True)
+class Installed:
+    """The wheel in a folder of its own, ahead of the repository's own installation; commands run in `folder`."""
+
+    site: Path
+    folder: Path
+
+    def __call__(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(self.site / "bin" / "hwnas"), *args]
+        return subprocess.run(command, capture_output=True, text=True, cwd=self.folder, env={**self.env, **env})
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"PYTHONPATH": str(self.site), "PATH": os.environ["PATH"]}
+
+
+@pytest.fixture(scope="module")
+def installed(built: Path) -> Installed:
+    site, folder = built / "site", built / "work"
+    folder.mkdir()
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
-    subprocess.run([*pip, "--target", str(target), str(next(built.glob("*.whl")))], check=True)
+    subprocess.run([*pip, "--target", str(site), str(next(built.glob("*.whl")))], check=True)
+    found = Installed(site, folder)
+    where = f"import hwnas, hwnas.cli as c; assert hwnas.__file__.startswith({str(site)!r}) and 'site' in c.__file__"
+    subprocess.run([sys.executable, "-c", where], check=True, cwd=folder, env=found.env)
+    return found
 
-    def run(*args: str) -> subprocess.CompletedProcess[str]:
-        # -S and an explicit path would lose the dependencies: the target comes first instead
-        command = [sys.executable, str(target / "bin" / "hwnas"), *args]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(target)})
 
-    where = f"import hwnas, hwnas.cli; assert hwnas.__file__.startswith({str(target)!r}), hwnas.__file__"
-    subprocess.run([sys.executable, "-c", where], check=True, cwd=tmp_path, env={"PYTHONPATH": str(target)})
-    helped = run("--help")
+@pytest.mark.slow
+def test_the_installed_wheel_runs_outside_the_repository(installed: Installed) -> None:
+    helped = installed("--help")
     assert helped.returncode == 0, helped.stderr
     assert "hwnas search --latency 17ms" in helped.stdout
-    devices = run("devices", "--json")
+    devices = installed("devices", "--json")
     assert devices.returncode == 0, devices.stderr
     assert '"name": "cpu"' in devices.stdout
+
+
+@pytest.mark.slow
+def test_the_three_headline_commands_as_typed(installed: Installed) -> None:
+    (installed.folder / "tiny.toml").write_text(TINY_RECIPE)
+    fashion = write_fashion_mnist(installed.folder / "fashion")
+    profiled = installed("profile", "--device", "cpu")
+    assert profiled.returncode == 0, profiled.stderr
+    assert "using --space proxyless and proxyless-tiny (default)" in profiled.stderr
+    # the recipe comes from its variable, because the default one trains for a quarter of an hour
+    searched = installed("search", "--latency", "17ms", HWNAS_RECIPE="tiny.toml", HWNAS_FASHION_MNIST=str(fashion))
+    assert searched.returncode == 0, searched.stderr
+    assert "does not bind" in searched.stderr
+    verified = installed("verify", HWNAS_FASHION_MNIST=str(fashion))
+    assert verified.returncode == 0, verified.stderr
+    assert "within budget" in verified.stdout
