@@ -256,7 +256,7 @@ class MeasuringProcess:
     def _reap(self) -> str:
         assert self._child is not None
         try:
-            code = self._child.wait(timeout=5)
+            code = self._child.wait(timeout=2)
         except subprocess.TimeoutExpired:
             self._kill()
             return "closed its output"

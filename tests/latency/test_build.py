@@ -172,8 +172,8 @@ def test_failures_are_recorded_and_named_and_the_others_survive(tmp_path: Path) 
 def test_a_time_out_is_a_failure_of_its_operator(tmp_path: Path) -> None:
     path = tmp_path / "t.lut"
     slow = Op.conv((256, 224, 224), 256, kernel=7, norm=True)  # 160 GMAC
-    report = measure_missing(quick_profile(timeout_s=0.6), path, [slow, Op.linear(8, 4)], NullProgress())
-    assert "timed out after 0.6 s" in report.failed[slow.key]
+    report = measure_missing(quick_profile(timeout_s=2.5), path, [slow, Op.linear(8, 4)], NullProgress())
+    assert "timed out after 2.5 s" in report.failed[slow.key]
     assert report.entries == 1
 
 
@@ -227,14 +227,14 @@ def test_kill_9_in_the_middle_loses_nothing_and_the_same_command_goes_on(tmp_pat
     path = tmp_path / "t.lut"
     profile = start(path)
     try:
-        wait_until(lambda: sum(visits(path).values()) > 300, 60)
+        wait_until(lambda: sum(visits(path).values()) > 100, 60)
         children = workers(profile.pid)
         assert children
     finally:
         profile.send_signal(signal.SIGKILL)
         profile.communicate()
     before = visits(path)
-    assert sum(before.values()) > 300
+    assert sum(before.values()) > 100
     assert min(before.values()) < 4  # in the middle
     wait_until(lambda: not any(map(alive, children)), 10)
     rerun = start(path)
