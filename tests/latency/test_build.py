@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -34,12 +35,11 @@ SMALL = {"tiny": tiny_network(), "other": tiny_network(16, 16)}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def own_lock() -> object:
+def own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The lock of these tests: other tests measure the same device at the same time."""
     before = tempfile.tempdir
-    tempfile.tempdir = tempfile.mkdtemp(prefix="hwnas-test-")
+    tempfile.tempdir = str(tmp_path_factory.mktemp("lock"))
     yield
-    shutil.rmtree(tempfile.tempdir)
     tempfile.tempdir = before
 
 
