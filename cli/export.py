@@ -37,7 +37,7 @@ def command(terminal: Terminal, model: str, out: Path, format: str | None, batch
 
     \b
     Example:
-      hwnas export runs/quickstart/nets/60pct --out net.onnx
+      hwnas export runs/quickstart/nets/latency-60pct --out net.onnx
       hwnas export zoo:proxyless-r-mobile --out net.pt2
     """
     from hwnas.models import load_model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,21 +13,12 @@ from hwnas.errors import ClaimError, HwnasError, UsageError
 from .choices import chosen_table, device_options, device_profile, table_profile
 from .options import Command, common, file_path, option
 from .pictures import pictures
+from .subjects import Subject, subjects_of
 from .terminal import Terminal, milliseconds, percent, plain
 
 if TYPE_CHECKING:
     from hwnas.devices import DeviceProfile
-    from hwnas.models import LoadedModel
     from hwnas.verify import Candidate, VerifyReport
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """What is to be verified: a net and, of a found one, what the search said of it."""
-
-    loaded: LoadedModel
-    found: dict[str, Any] = field(default_factory=dict)
-    run: dict[str, Any] = field(default_factory=dict)
 
 
 @click.command("verify", cls=Command)
@@ -65,7 +55,7 @@ def command(
     from hwnas.latency.table import LatencyTable
     from hwnas.verify import verify
 
-    subjects = _subjects(terminal, model)
+    subjects = subjects_of(terminal, model)
     given = {"batch_size": batch, "precision": precision, "threads": threads}
     path = _table(terminal, lut, device, given, subjects)
     profile = _profile(terminal, device, batch, precision, runtime, threads, path)
@@ -87,42 +77,11 @@ def command(
     _judge(reports)
 
 
-# -- what is verified, with what -------------------------------------------------------------------------------------
-
-
-def _subjects(terminal: Terminal, model: str | None) -> list[_Subject]:
-    """The nets that MODEL stands for; of a run, those that its search answered with."""
-    from hwnas.models import load_model
-    from hwnas.runs import NetFolder, RunFolder
-
-    if model is None:
-        run = RunFolder.newest()
-        terminal.default("MODEL", run.path, "the newest run")
-    elif Path(model).is_dir() and not (Path(model) / "arch.json").is_file():
-        run = RunFolder.open(Path(model))
-    else:
-        loaded = load_model(model)
-        if loaded.supernet:
-            raise UsageError(f"{model} is a whole space: name one of its nets")
-        if loaded.folder is None:
-            return [_Subject(loaded)]
-        return [_Subject(loaded, NetFolder(loaded.folder).result(), _config_of(loaded.folder))]
-    results = run.results()
-    if not results:
-        raise HwnasError(f"{run.path} has no finished net yet: go on with the hwnas search that began it")
-    return [_Subject(load_model(str(run.net(result["net"]).path)), result, run.config) for result in results]
-
-
-def _config_of(net: Path) -> dict[str, Any]:
-    """The configuration of the run that a net's folder is in; empty where it was taken out of its run."""
-    from hwnas.runs import RunFolder
-
-    folder = net.resolve().parent.parent
-    return RunFolder.open(folder).config if (folder / "run.toml").is_file() else {}
+# -- with what it is verified ----------------------------------------------------------------------------------------
 
 
 def _table(
-    terminal: Terminal, lut: Path | None, device: str | None, given: dict[str, Any], subjects: Sequence[_Subject]
+    terminal: Terminal, lut: Path | None, device: str | None, given: dict[str, Any], subjects: Sequence[Subject]
 ) -> Path | None:
     """The table to compare with: the one that was named, the run's, or the newest that fits."""
     from hwnas.latency.table import LatencyTable
@@ -191,21 +150,21 @@ def _budget(latency: str | None, path: Path | None) -> float | None:
 
 
 def _candidate(
-    terminal: Terminal, subject: _Subject, profile: DeviceProfile, budget_ms: float | None, data: str | None
+    terminal: Terminal, subject: Subject, profile: DeviceProfile, budget_ms: float | None, data: str | None
 ) -> Candidate:
     from hwnas.verify import Candidate
 
     loaded = subject.loaded
     module = loaded.module()
     if budget_ms is None:
-        budget_ms = latency_budget(subject.found)
+        budget_ms = subject.latency_budget_ms
     images = None
     if module is not None:
         images = pictures(terminal, data, subject.found, subject.run, profile.batch_size, loaded.network.input_shape)
     return Candidate(loaded.name, loaded.network, _deployed(subject, module, profile), budget_ms, module, images)
 
 
-def _deployed(subject: _Subject, module: Any, profile: DeviceProfile) -> bytes:
+def _deployed(subject: Subject, module: Any, profile: DeviceProfile) -> bytes:
     """The ONNX file's bytes with the profile's batch: the net's own file where it fits, else exported now."""
     import tempfile
 
@@ -245,16 +204,8 @@ def _with_batch(path: Path, batch_size: int) -> bytes:
 # -- what comes out ------------------------------------------------------------------------------------------------
 
 
-def latency_budget(found: dict[str, Any]) -> float | None:
-    """The latency that a found net must keep, in ms; None where it has no such budget."""
-    for budget in found.get("budgets", []):
-        if budget["cost"] == "latency":
-            return float(budget["limit"])
-    return None
-
-
 def _document(
-    profile: DeviceProfile, path: Path | None, subjects: Sequence[_Subject], reports: Sequence[VerifyReport]
+    profile: DeviceProfile, path: Path | None, subjects: Sequence[Subject], reports: Sequence[VerifyReport]
 ) -> dict[str, Any]:
     results = []
     for subject, report in zip(subjects, reports, strict=True):
@@ -267,7 +218,7 @@ def _document(
     return {"device": profile.name, "runtime": profile.runtime, **setting, "lut": path, "results": results}
 
 
-def _keep(subjects: Sequence[_Subject], document: dict[str, Any]) -> None:
+def _keep(subjects: Sequence[Subject], document: dict[str, Any]) -> None:
     """Writes verify.json beside each found net."""
     from hwnas.runs import NetFolder
 
