@@ -48,8 +48,8 @@ KINDS = (
     "act",
     "affine",
 )
-"""What an `Op` can be. `affine` is a BatchNorm that no convolution can absorb; `mul` broadcasts (squeeze and excitation);
-`split` cuts the channels into `sections`; `shuffle` is the channel shuffle over `groups`."""
+"""What an `Op` can be. `affine` is a BatchNorm that no convolution can absorb, `mul` broadcasts (squeeze and
+excitation), `split` cuts the channels into `sections`; `shuffle` is the channel shuffle over `groups`."""
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -68,7 +68,7 @@ class Op:
         padding: (top, left, bottom, right).
         groups: of a convolution or a shuffle.
         bias: the layer has a bias of its own.
-        norm: a BatchNorm is folded into it. At deployment that is a bias; it counts 2 x channels parameters in training.
+        norm: a BatchNorm is folded into it. Deployed it is a bias; in training it has 2 x channels parameters.
         act: one of `ACTIVATIONS`, applied last (after the residual add).
         residual: adds its last input before the activation.
         sections: channels of each output of a `split`.
@@ -118,7 +118,7 @@ class Op:
         act: str = "",
         residual: bool = False,
     ) -> Op:
-        """A 2-D convolution of an image of `shape` (C, H, W). Padding None is "same" for odd kernels, as in every space."""
+        """A 2-D convolution of an image of `shape` (C, H, W). Padding None is "same" for odd kernels."""
         kh, kw = _pair(kernel)
         sh, sw = _pair(stride)
         dh, dw = _pair(dilation)
@@ -146,7 +146,7 @@ class Op:
         padding: int | tuple[int, int] | tuple[int, int, int, int] = 0,
         ceil_mode: bool = False,
     ) -> Op:
-        """A `max_pool` or `avg_pool`. `ceil_mode` is turned into the padding at the end that gives the same output shape."""
+        """A `max_pool` or `avg_pool`. `ceil_mode` becomes the padding at the end that gives the same output shape."""
         kh, kw = _pair(kernel)
         sh, sw = _pair(stride) if stride is not None else (kh, kw)
         top, left, bottom, right = _pads(padding)
@@ -242,20 +242,20 @@ class Op:
 
     @property
     def deployed_params(self) -> int:
-        """Parameters that the device holds: weights and, where there is a bias or a folded BatchNorm, one per channel."""
+        """Parameters that the device holds: weights and, with a bias or a folded BatchNorm, one per channel."""
         if self.kind == "affine":
             return 2 * self.output[0]
         return self.weight_count + (self.output[0] if (self.bias or self.norm) and self.weight_count else 0)
 
     def traffic_bytes(self, element_bytes: int = 4, batch_size: int = 1) -> int:
-        """Bytes that cross memory when nothing is cached: activations in and out for the batch, and the weights once."""
+        """Bytes that cross memory when nothing is cached: the batch's activations in and out, the weights once."""
         activations = sum(math.prod(shape) for shape in self.inputs) + math.prod(self.output)
         return element_bytes * (batch_size * activations + self.deployed_params)
 
     # -- the key -----------------------------------------------------------------------------------------------------
 
     def deployed(self) -> Op:
-        """The operator as a device sees it: a folded BatchNorm is a bias. Operators with one key have equal `deployed()`."""
+        """The operator as a device sees it: a folded BatchNorm is a bias. Equal keys mean equal `deployed()`."""
         if self.norm and self.kind != "affine":
             return replace(self, norm=False, bias=True)
         return self

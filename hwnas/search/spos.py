@@ -158,9 +158,10 @@ class _Pipeline:
         evaluator = self._evaluator(supernet)
         genes = self.request.space.sample(np.random.default_rng(0)).genes
         evaluator(genes)  # fills the cache of images
+        threads = self.request.threads
         began = time.monotonic()
-        evaluator(genes)
-        evaluation_s = time.monotonic() - began
+        list(evaluator.scores([genes] * threads, threads))
+        evaluation_s = (time.monotonic() - began) / threads
         nets = len(goals) * (2 if self.request.method == "spos" and self.request.baseline else 1)
         left = max(0, recipe.supernet.steps - self._done_steps())
         scale = recipe.finetune.batch_size / recipe.supernet.batch_size
@@ -193,13 +194,12 @@ class _Pipeline:
         space, settings = self.request.space, evolution_settings(self.request)
 
         def evaluate(archs: list[Arch], task: Task) -> list[float]:
-            scores = []
-            for arch in archs:
-                if arch.genes not in log.scores:
-                    log.add(arch.genes, self.evaluator(arch.genes))
-                scores.append(log.scores[arch.genes])
+            unknown = [arch.genes for arch in archs if arch.genes not in log.scores]
+            task.advance(len(archs) - len(unknown))
+            for genes, score in zip(unknown, self.evaluator.scores(unknown, self.request.threads), strict=True):
+                log.add(genes, score)
                 task.advance()
-            return scores
+            return [log.scores[arch.genes] for arch in archs]
 
         with self.progress.start(settings.evaluations, f"{method} for {goal.text}") as task:
             result = SEARCHES[method](

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hwnas.spaces.base import Arch
 from hwnas.train.data import DataSplits, Images, Normalisation, balanced_subset
 from hwnas.train.recalibrate import recalibrate
 from hwnas.train.recipe import Scoring
@@ -31,15 +33,18 @@ class FixedImages:
     device: str = "cpu"
     _cache: list[Tensor] = field(default_factory=list)
 
+    def prepare(self) -> None:
+        """Fills the cache; afterwards several threads may read."""
+        if not self._cache and 4 * self.data.images.numel() <= CACHE_LIMIT_BYTES:
+            self._cache = list(self._normalised())
+
     def images(self) -> Iterator[Tensor]:
         """Normalised batches."""
-        parts = torch.split(self.data.images, self.batch_size)
-        if 4 * self.data.images.numel() > CACHE_LIMIT_BYTES:
-            yield from (self.normalisation(part.to(self.device)) for part in parts)
-            return
-        if not self._cache:
-            self._cache = [self.normalisation(part.to(self.device)) for part in parts]
-        yield from self._cache
+        self.prepare()
+        yield from self._cache or self._normalised()
+
+    def _normalised(self) -> Iterator[Tensor]:
+        return (self.normalisation(part.to(self.device)) for part in torch.split(self.data.images, self.batch_size))
 
     def accuracy(self, forward: Callable[[Tensor], Tensor]) -> float:
         """Fraction of images whose highest score is their label's."""
@@ -56,7 +61,7 @@ class Evaluator:
     The images are fixed by the data and the seed, so that a score depends on nothing but weights and genes.
 
     Args:
-        supernet: trained; its BatchNorm statistics are overwritten by every evaluation.
+        supernet: trained; an evaluation leaves it as it was.
         splits: recalibration images come from `train`, accuracy from `val`.
         scoring: how many of each.
         seed: of the choice of images.
@@ -81,9 +86,29 @@ class Evaluator:
 
     def __call__(self, genes: Sequence[int]) -> float:
         """Validation accuracy of an architecture, 0 to 1."""
-        self.recalibrate(genes)
-        self.supernet.eval()
-        return self._val.accuracy(lambda images: self.supernet(images, genes))
+        return next(self.scores([genes]))
+
+    def scores(self, archs: Sequence[Sequence[int]], threads: int = 1) -> Iterator[float]:
+        """Validation accuracies of `archs`, in their order.
+
+        One architecture a thread, each on a core of its own: small layers do not keep several cores busy together. A
+        score does not depend on `threads`.
+        """
+        for images in (self._train, self._val):
+            images.prepare()
+        threads_of_torch = torch.get_num_threads()
+        pool = ThreadPoolExecutor(max(1, threads), initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            yield from pool.map(self._score, archs)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads_of_torch)
+
+    def _score(self, genes: Sequence[int]) -> float:
+        net = self.supernet.extract(Arch(self.supernet.space.name, tuple(genes)))
+        recalibrate(net, net, self._train.images())
+        net.eval()
+        return self._val.accuracy(net)
 
 
 def accuracy(module: nn.Module, data: Images, normalisation: Normalisation, *, device: str = "cpu") -> float:
