@@ -30,6 +30,9 @@ from hwnas.progress import Progress
 if TYPE_CHECKING:
     from torch import nn
 
+LEAST_S = 8.0
+"""A verification lasts at least so long, since the regimes of a machine last for seconds."""
+
 TOLERANCE = 1e-3
 """Largest difference of an output, as a share of the largest output, that counts as the same network."""
 
@@ -123,7 +126,7 @@ def verify(
         ]
         progress.stage(f"Measuring {len(candidates)} net(s) on {process.describe['device']}")
         with progress.start(len(entries) * profile.timing.min_passes, "visits") as task:
-            for visit in measure_in_passes(process, [reference, *entries]):
+            for visit in measure_in_passes(process, [reference, *entries], least_s=LEAST_S):
                 if visit.entry.failure is not None:
                     named = {id(entry): candidate.name for entry, candidate in zip(entries, candidates, strict=True)}
                     name = named.get(id(visit.entry), "the reference network")

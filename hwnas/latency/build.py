@@ -31,7 +31,7 @@ CALIBRATION_NETWORKS = 20
 """Architectures of each space that are measured as whole networks."""
 
 NOISY = 0.15
-"""Spread of the reference network ((median - p10) / p10) above which the machine is said to be too noisy."""
+"""Spread of the reference network (median / fastest - 1) above which the machine is said to be too noisy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +244,7 @@ def _run_passes(
                 reference += visit.samples_ms
             elif visit.number < timing.min_passes:
                 task.advance(1)
-    low, middle = np.quantile(reference or [1.0], [0.1, 0.5])
+    low, middle = np.quantile(reference or [1.0], [0.02, 0.5])
     if middle / low - 1 > NOISY:
         progress.note(
             f"the machine is busy: a run of one network takes {middle / low - 1:.0%} longer than when undisturbed; "

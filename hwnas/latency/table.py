@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
-from hwnas.measure.statistics import Estimate, estimate
+from hwnas.measure.statistics import ESTIMATOR, Estimate, estimate
 from hwnas.ops import Op
 
 FORMAT = 1
@@ -167,7 +167,7 @@ class LatencyTable:
             "profile": profile.model_dump(),
             "precision": profile.precision,
             "batch_size": profile.batch_size,
-            "estimator": "p10",
+            "estimator": ESTIMATOR,
             "created": time.time(),
             "hwnas_version": __version__,
         }

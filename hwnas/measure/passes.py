@@ -6,6 +6,7 @@ regime of its own; in passes, every entry meets every regime, and sums of entrie
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -55,17 +56,28 @@ def measure_in_passes(
     entries: Sequence[Entry],
     *,
     seed: int = 0,
+    least_s: float = 0.0,
 ) -> Iterator[Visit]:
     """Visits all entries pass after pass until each is tight enough; yields every visit when it is made.
 
     An entry is finished after `timing.min_passes` visits once the half-width of its interval is within
     `timing.target_error`, at the latest after `timing.max_passes` visits. Entries that already have visits (a resumed
     table) only get what is missing.
+
+    Args:
+        process: owns the device.
+        entries: what to visit, the reference among them.
+        seed: of the order.
+        least_s: the first `timing.min_passes` passes are spread over so many seconds, so that a few short entries
+            meet several regimes of the machine too; in between the reference runs, unrecorded.
     """
     timing = process.profile.timing
     rng = np.random.default_rng(seed)
     references = [entry for entry in entries if entry.reference]
+    started = time.monotonic()
     for number in range(timing.max_passes):
+        while references and time.monotonic() - started < least_s * min(number, timing.min_passes) / timing.min_passes:
+            process.time_ms(references[0].subject, timing.runs)
         open_entries = [entry for entry in entries if not entry.reference and is_open(entry, timing)]
         if not open_entries:
             break

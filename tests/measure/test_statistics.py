@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hwnas.measure.statistics import CONFIDENCE, QUANTILE, Estimate, estimate
+from hwnas.measure.statistics import CONFIDENCE, FASTEST, Estimate, estimate
 
 times = st.floats(1e-3, 1e4)
 visits = st.lists(st.lists(times, min_size=1, max_size=6).map(np.asarray), min_size=1, max_size=8)
@@ -16,15 +16,12 @@ visits = st.lists(st.lists(times, min_size=1, max_size=6).map(np.asarray), min_s
 
 @settings(max_examples=60, deadline=None)
 @given(visits)
-def test_the_point_is_within_the_interval_and_the_interval_within_the_samples(found: list[NDArray[np.float64]]) -> None:
+def test_the_point_is_the_mean_of_the_fastest_visits_and_within_its_interval(found: list[NDArray[np.float64]]) -> None:
     result = estimate(found)
-    everything = np.concatenate(found)
     assert result.low_ms <= result.latency_ms <= result.high_ms
-    slack = 1e-9 * everything.max()
-    assert everything.min() - slack <= result.low_ms
-    assert result.high_ms <= everything.max() + slack
-    assert result.latency_ms == pytest.approx(np.quantile(everything, QUANTILE))
-    assert result.samples == len(everything)
+    assert result.latency_ms == pytest.approx(np.mean(sorted(visit.min() for visit in found)[:FASTEST]))
+    assert result.high_ms <= 2 * max(visit.max() for visit in found)
+    assert result.samples == sum(map(len, found))
     assert result.relative_error >= 0
 
 
@@ -58,40 +55,35 @@ def test_more_visits_give_a_narrower_interval() -> None:
 
 
 def draw(rng: np.random.Generator, visits: int, runs: int = 5) -> list[NDArray[np.float64]]:
-    """Visits of which each has a regime of its own: its samples resemble each other more than those of the others."""
-    return [10 * np.exp(0.03 * rng.standard_normal()) * (1 + 0.02 * rng.exponential(size=runs)) for _ in range(visits)]
-
-
-def misses(visits: int, trials: int = 300) -> tuple[float, float]:
-    """How often the truth is below the interval, and how often above it."""
-    truth = np.quantile(np.concatenate(draw(np.random.default_rng(0), 20_000)), QUANTILE)
-    rng = np.random.default_rng(1)
-    results = [estimate(draw(rng, visits)) for _ in range(trials)]
-    below = np.mean([truth < result.low_ms for result in results])
-    above = np.mean([truth > result.high_ms for result in results])
-    return float(below), float(above)
-
-
-def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
-    below, above = misses(60)
-    assert CONFIDENCE - 0.08 <= 1 - below - above <= CONFIDENCE + 0.07
+    """Visits with a regime each: never faster than 10 ms, some much slower, their own runs alike."""
+    regimes = 10 * (1 + 0.05 * rng.exponential(size=visits))
+    return [regime * (1 + 0.01 * rng.exponential(size=runs)) for regime in regimes]
 
 
 @pytest.mark.parametrize("visits", [12, 40])
-def test_the_upper_end_holds_even_for_few_visits(visits: int) -> None:
-    """Budgets are judged on it. Few visits have rarely met the machine at its best: what they miss is below."""
-    assert misses(visits)[1] <= (1 - CONFIDENCE) / 2 + 0.03
+def test_the_upper_end_is_not_below_the_floor(visits: int) -> None:
+    """Budgets are judged on it."""
+    rng = np.random.default_rng(1)
+    assert all(estimate(draw(rng, visits)).high_ms >= 10 for _ in range(300))
 
 
-def test_samples_of_one_visit_do_not_count_as_independent() -> None:
-    """A bootstrap of single samples would take 60 correlated runs for 60 visits and be far too sure."""
-    together, apart = [], []
-    for seed in range(30):
-        rng = np.random.default_rng(seed)
-        regimes = [10 * np.exp(0.03 * rng.standard_normal()) * np.ones(5) for _ in range(30)]
-        together.append(estimate(regimes).relative_error)
-        apart.append(estimate([np.array([value]) for visit in regimes for value in visit]).relative_error)
-    assert np.mean(together) > 1.5 * np.mean(apart)
+@pytest.mark.parametrize("visits", [12, 40])
+def test_two_measurements_agree_within_their_intervals_as_often_as_they_say(visits: int) -> None:
+    rng = np.random.default_rng(2)
+    agree = []
+    for _ in range(300):
+        one, other = estimate(draw(rng, visits)), estimate(draw(rng, visits))
+        both = np.hypot(one.high_ms - one.latency_ms, other.high_ms - other.latency_ms)
+        agree.append(abs(one.latency_ms - other.latency_ms) <= both)
+    assert np.mean(agree) >= CONFIDENCE - 0.05
+
+
+def test_regimes_of_most_visits_do_not_move_the_estimate() -> None:
+    """Two thirds of the visits meet a machine that is a third slower."""
+    rng = np.random.default_rng(3)
+    quiet = [10 * (1 + 0.01 * rng.exponential(size=5)) for _ in range(12)]
+    busy = [13.3 * (1 + 0.01 * rng.exponential(size=5)) for _ in range(24)]
+    assert estimate(quiet + busy).latency_ms == pytest.approx(estimate(quiet).latency_ms)
 
 
 def test_scaling_keeps_latencies_above_zero() -> None:
