@@ -59,7 +59,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 test: lint dataset
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(READY)
 	$(BIN)/python benchmarks/pricing.py

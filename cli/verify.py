@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from hwnas.verify import Candidate, VerifyReport
 
 
+PICTURES = 16
+"""Outputs are compared on at least so many."""
+
+
 @click.command("verify", cls=Command)
 @click.argument("model", required=False, metavar="[MODEL]")
 @device_options
@@ -160,7 +164,8 @@ def _candidate(
         budget_ms = subject.latency_budget_ms
     images = None
     if module is not None:
-        images = pictures(terminal, data, subject.found, subject.run, profile.batch_size, loaded.network.input_shape)
+        count = profile.batch_size * -(-PICTURES // profile.batch_size)
+        images = pictures(terminal, data, subject.found, subject.run, count, loaded.network.input_shape)
     return Candidate(loaded.name, loaded.network, _deployed(subject, module, profile), budget_ms, module, images)
 
 

@@ -187,9 +187,11 @@ class RunFolder:
         write_json(self.path / name, data)
 
     def results(self) -> list[dict[str, Any]]:
-        """The results of the search, as results.json has them; empty before the first is known."""
-        data = read_json(self.path / "results.json")
-        return list(data.get("results", [])) if isinstance(data, dict) else []
+        """What the searches of this run answered with, their baselines inside; empty before the first is known.
+
+        results.json holds the newest search only; a run may have been asked for several budgets, one after the other.
+        """
+        return [result for net in self.nets() if "baseline" in (result := net.result())]
 
     def evaluations(self, fingerprint: str) -> EvaluationLog:
         """The scores of candidates with the supernet that has this fingerprint."""

@@ -48,7 +48,8 @@ class Candidate:
         network: its operators, for the prediction.
         model: the ONNX file's bytes, with the batch of the profile.
         budget_ms: its latency budget, if it has one.
-        module: the trained module and `images` [batch, C, H, W] to compare outputs on, if there are any.
+        module: the trained module and `images` [n, C, H, W] to compare outputs on, if there are any; n is a multiple of
+            the batch.
     """
 
     name: str
@@ -154,8 +155,10 @@ def _output_difference(process: MeasuringProcess, entry: Entry, candidate: Candi
         return None
     import torch
 
+    batch = process.profile.batch_size
+    batches = [candidate.images[start : start + batch] for start in range(0, len(candidate.images), batch)]
     try:
-        deployed = process.run(entry.subject, candidate.images)
+        deployed = np.concatenate([process.run(entry.subject, images) for images in batches])
     except MeasurementError as error:
         raise HwnasError(f"{candidate.name} does not run on the device: {error}") from None
     was_training = candidate.module.training

@@ -213,7 +213,8 @@ def test_kill_9_loses_nothing_that_was_stored(tmp_path: Path, at: int) -> None:
     assert writer.stdout is not None
     said = [int(writer.stdout.readline()) for _ in range(at)]
     writer.kill()
-    said += [int(line) for line in writer.communicate()[0].splitlines() if line]
+    said += [int(line) for line in writer.stdout.read().splitlines()]  # communicate() would pass over what is buffered
+    writer.wait()
     assert stored(path)[: len(said)] == said
     # and the next one goes on in the same file, and leaves one plain file
     with LatencyTable.open_or_create(path, PROFILE, DESCRIBE) as table:
