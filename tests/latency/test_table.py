@@ -209,12 +209,11 @@ def stored(path: Path) -> list[int]:
 @pytest.mark.parametrize("at", [1, 37, 1200])
 def test_kill_9_loses_nothing_that_was_stored(tmp_path: Path, at: int) -> None:
     path = tmp_path / "t.lut"
-    writer = start_writer(path, 1_000_000)
-    assert writer.stdout is not None
-    said = [int(writer.stdout.readline()) for _ in range(at)]
-    writer.kill()
-    said += [int(line) for line in writer.stdout.read().splitlines()]  # communicate() would pass over what is buffered
-    writer.wait()
+    with start_writer(path, 1_000_000) as writer:
+        assert writer.stdout is not None
+        said = [int(writer.stdout.readline()) for _ in range(at)]
+        writer.kill()
+        said += [int(line) for line in writer.stdout.read().splitlines()]  # communicate() passes over what is buffered
     assert stored(path)[: len(said)] == said
     # and the next one goes on in the same file, and leaves one plain file
     with LatencyTable.open_or_create(path, PROFILE, DESCRIBE) as table:
