@@ -7,8 +7,9 @@ and what `hwnas.measure.onnx_models` writes as an ONNX graph to be timed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hwnas.ops import Op, Shape
 
@@ -58,6 +59,31 @@ class Network:
     output: Ref
     unknown: tuple[str, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """Operators by key and their wiring; `from_json` reads it. BatchNorms are folded, names are not kept."""
+        return {
+            "input_shape": list(self.input_shape),
+            "ops": [node.op.key for node in self.nodes],
+            "inputs": [[list(ref) for ref in node.inputs] for node in self.nodes],
+            "output": list(self.output),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Network:
+        """The network that `to_json` wrote.
+
+        Raises:
+            ValueError: it is not one.
+        """
+        try:
+            builder = NetworkBuilder(tuple(int(size) for size in data["input_shape"]))
+            for key, refs in zip(data["ops"], data["inputs"], strict=True):
+                builder.add(Op.parse(key), [_ref(ref, len(builder.nodes)) for ref in refs])
+            output = _ref(data["output"], len(builder.nodes))
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"not a network: {error}") from None
+        return Network(builder.input_shape, tuple(builder.nodes), output)
+
     @property
     def ops(self) -> tuple[Op, ...]:
         """The operators, in order."""
@@ -77,6 +103,13 @@ class Network:
     def conv_fc_params(self) -> int:
         """Parameters of convolutions and linear layers with their biases."""
         return sum(op.conv_fc_params for op in self.ops)
+
+
+def _ref(pair: Sequence[int], nodes: int) -> Ref:
+    node, port = (int(number) for number in pair)
+    if not -1 <= node < nodes or port < 0:
+        raise ValueError(f"no such output: {node}, {port}")
+    return (node, port)
 
 
 @dataclass(slots=True)

@@ -1,13 +1,13 @@
 """Verification: builds nets for the device, measures them and says whether the promises hold.
 
-Nets are timed by the interleaved protocol of a table, with the reference network in every pass. With a table, times
-are brought to the level that the machine had then (reference then / reference now), so that a prediction is
+Nets are timed by the interleaved protocol of a table. With a table, some of its calibration networks for the same input
+shape are measured again in every pass, as witnesses, and times are brought to the level that the machine had then (reference then / reference now), so that a prediction is
 judged for what it says and not for the hour; the times as measured are reported beside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,14 @@ from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
 from hwnas.latency.build import reference_network
 from hwnas.latency.model import LatencyModel, Prediction
-from hwnas.latency.table import MIN_REFERENCE_SAMPLES, LatencyTable
+from hwnas.latency.table import MIN_REFERENCE_SAMPLES, LatencyTable, MeasuredNetwork
 from hwnas.measure.lock import device_lock
 from hwnas.measure.onnx_models import network_to_onnx
 from hwnas.measure.passes import Entry, measure_in_passes
 from hwnas.measure.process import MeasurementError, MeasuringProcess, Subject
 from hwnas.measure.statistics import Estimate, estimate
 from hwnas.network import Network
+from hwnas.ops import Shape
 from hwnas.progress import Progress
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 LEAST_S = 8.0
 """A verification lasts at least so long, since the regimes of a machine last for seconds."""
+
+WITNESSES = 5
+"""Calibration networks of one input shape that are measured again."""
 
 TOLERANCE = 1e-3
 """Largest difference of an output, as a share of the largest output, that counts as the same network."""
@@ -61,12 +65,28 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Drift:
+    """The machine's time now over its time at the table's level, with its relative standard error."""
+
+    factor: float
+    error: float
+    known_by: str
+
+    def undo(self, raw: Estimate) -> Estimate:
+        """A measurement of now at the table's level; its interval holds the drift's uncertainty too."""
+        half = float(np.hypot((raw.high_ms - raw.latency_ms) / raw.latency_ms, 1.64 * self.error))
+        latency_ms = raw.latency_ms / self.factor
+        return Estimate(latency_ms, max(0.0, latency_ms * (1 - half)), latency_ms * (1 + half), raw.samples)
+
+
+@dataclass(frozen=True, slots=True)
 class VerifyReport:
     """One net's verdict. Latencies in ms of one batch.
 
     Attributes:
-        measured_ms, measured_low_ms, measured_high_ms: at the table's reference level where `judged_on` says so.
-        raw_ms: as the clock showed it now; `drift` is the reference network now over then.
+        measured_ms, measured_low_ms, measured_high_ms: at the table's level where `judged_on` says so.
+        raw_ms: as the clock showed it now; `drift` is the witnesses' time now over then.
+        median_ms: of all runs now, disturbed ones included.
         within_budget: ``measured_high_ms <= budget_ms``; None without a budget.
         relative_error: prediction / measurement - 1.
         output_max_abs_diff, output_max_rel_diff: deployed net against torch module; None without a module. Relative
@@ -119,6 +139,7 @@ def verify(
     reference = Entry(
         Subject("reference", "network", lambda: network_to_onnx(reference_network(), batch_size=batch)), reference=True
     )
+    witnesses = _witnesses(table, {candidate.network.input_shape for candidate in candidates}, batch)
     with device_lock(profile.device, progress), MeasuringProcess(profile) as process:
         if table is not None:
             table.check_bound_to(profile, process.describe)
@@ -127,26 +148,69 @@ def verify(
         ]
         progress.stage(f"Measuring {len(candidates)} net(s) on {process.describe['device']}")
         with progress.start(len(entries) * profile.timing.min_passes, "visits") as task:
-            for visit in measure_in_passes(process, [reference, *entries], least_s=LEAST_S):
+            for visit in measure_in_passes(
+                process, [reference, *(entry for _, entry in witnesses), *entries], least_s=LEAST_S
+            ):
                 if visit.entry.failure is not None:
                     named = {id(entry): candidate.name for entry, candidate in zip(entries, candidates, strict=True)}
-                    name = named.get(id(visit.entry), "the reference network")
+                    name = named.get(id(visit.entry), "a network of the table")
                     raise HwnasError(f"{name} cannot be measured: {visit.entry.failure}")
-                if not visit.entry.reference and visit.number < profile.timing.min_passes:
+                if any(visit.entry is entry for entry in entries) and visit.number < profile.timing.min_passes:
                     task.advance(1)
-    drift = _drift(table, reference)
     return [
-        _report(candidate, entry, model, drift, difference)
+        _report(candidate, entry, model, _drift(candidate, witnesses, table, reference), difference)
         for candidate, entry, difference in zip(candidates, entries, outputs, strict=True)
     ]
 
 
-def _drift(table: LatencyTable | None, reference: Entry) -> float | None:
-    """The reference network's time now over its time at the table's level."""
-    then = table.reference() if table is not None else None
-    if then is None or sum(map(len, reference.visits)) < MIN_REFERENCE_SAMPLES:
+def _witnesses(
+    table: LatencyTable | None, shapes: Collection[Shape], batch_size: int
+) -> list[tuple[MeasuredNetwork, Entry]]:
+    """Calibration networks to measure again: for each input shape up to `WITNESSES`, from the fastest to the slowest."""
+    if table is None:
+        return []
+    found = []
+    for shape in shapes:
+        known = [net for net in table.networks() if net.input_shape == shape and net.network is not None]
+        known.sort(key=lambda net: net.measured.latency_ms)
+        for index in sorted({round(place) for place in np.linspace(0, len(known) - 1, WITNESSES)} if known else ()):
+            subject = Subject(
+                f"witness {known[index].name}",
+                "network",
+                lambda network=known[index].network: network_to_onnx(network, batch_size=batch_size),  # type: ignore[misc]
+            )
+            found.append((known[index], Entry(subject)))
+    return found
+
+
+def _drift(
+    candidate: Candidate,
+    witnesses: Sequence[tuple[MeasuredNetwork, Entry]],
+    table: LatencyTable | None,
+    reference: Entry,
+) -> Drift | None:
+    """Time now over time at the table's level.
+
+    Networks of one kind tell of each other: a net that stays in the cache does not feel what slows a large one down.
+    """
+    ratios = np.array(
+        [
+            estimate(entry.visits).latency_ms / then.measured.latency_ms
+            for then, entry in witnesses
+            if then.input_shape == candidate.network.input_shape
+        ]
+    )
+    if len(ratios):
+        middle = float(np.median(ratios))
+        # about the standard error of a median, from the median absolute deviation
+        error = 1.86 * float(np.median(np.abs(ratios - middle))) / middle / len(ratios) ** 0.5
+        return Drift(middle, error, "calibration networks measured again")
+    level = table.reference() if table is not None else None
+    if level is None or sum(map(len, reference.visits)) < MIN_REFERENCE_SAMPLES:
         return None
-    return estimate(reference.visits).latency_ms / then.latency_ms
+    now = estimate(reference.visits)
+    error = float(np.hypot(now.relative_error, level.relative_error)) / 1.64
+    return Drift(now.latency_ms / level.latency_ms, error, "reference network measured again")
 
 
 def _output_difference(process: MeasuringProcess, entry: Entry, candidate: Candidate) -> tuple[float, float] | None:
@@ -178,11 +242,11 @@ def _report(
     candidate: Candidate,
     entry: Entry,
     model: LatencyModel | None,
-    drift: float | None,
+    drift: Drift | None,
     difference: tuple[float, float] | None,
 ) -> VerifyReport:
     raw = estimate(entry.visits)
-    judged: Estimate = raw.scaled(1 / drift) if drift is not None else raw
+    judged = raw if drift is None else drift.undo(raw)
     predicted: Prediction | None = model.predict(candidate.network) if model is not None else None
     latency = predicted.latency_ms if predicted is not None else None
     budget = candidate.budget_ms
@@ -196,8 +260,8 @@ def _report(
         measured_high_ms=judged.high_ms,
         raw_ms=raw.latency_ms,
         median_ms=float(np.median(np.concatenate(entry.visits))),
-        drift=drift,
-        judged_on="reference-normalised" if drift is not None else "as measured",
+        drift=drift.factor if drift is not None else None,
+        judged_on=drift.known_by if drift is not None else "as measured",
         budget_ms=budget,
         within_budget=None if budget is None else judged.high_ms <= budget,
         relative_error=None if latency is None else latency / judged.latency_ms - 1,

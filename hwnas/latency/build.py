@@ -185,8 +185,7 @@ def _entries(
             lambda network=network: network_to_onnx(network, batch_size=batch),  # type: ignore[misc]
             4 * sum(op.traffic_bytes(4, batch) for op in network.ops) // 10,
         )
-        keys = [op.key for op in network.ops]
-        content[role, name] = {"input_shape": list(network.input_shape), "ops": keys}
+        content[role, name] = network.to_json()
     for key, op in wanted.items():
         subjects["operator", key] = Subject(
             f"operator {key}",

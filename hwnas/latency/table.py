@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
 from hwnas.measure.statistics import ESTIMATOR, Estimate, estimate
+from hwnas.network import Network
 from hwnas.ops import Op
 
 FORMAT = 1
@@ -83,12 +84,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredNetwork:
-    """A calibration network: its operators' keys and its measured latency."""
+    """A calibration network: its operators' keys, its measured latency and, if its wiring is known, the network."""
 
     name: str
     input_shape: tuple[int, ...]
     keys: tuple[str, ...]
     measured: Estimate
+    network: Network | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +305,11 @@ class LatencyTable:
                 shape, keys = data.get("input_shape", ()), data.get("ops", ())
                 if not (_list_of(int, shape) and _list_of(str, keys)):
                     raise HwnasError(_damaged(self.path))
-                found.append(MeasuredNetwork(name, tuple(shape), tuple(keys), measured[name]))
+                try:
+                    network = Network.from_json(data) if "inputs" in data else None
+                except ValueError:
+                    raise HwnasError(_damaged(self.path)) from None
+                found.append(MeasuredNetwork(name, tuple(shape), tuple(keys), measured[name], network))
         return found
 
     def _estimates(self, role: str, overhead_ms: float = 0.0) -> dict[str, Estimate]:
