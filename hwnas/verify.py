@@ -1,8 +1,8 @@
 """Verification: builds nets for the device, measures them and says whether the promises hold.
 
 Nets are timed by the interleaved protocol of a table. With a table, some of its calibration networks for the same input
-shape are measured again in every pass, as witnesses, and times are brought to the level that the machine had then (reference then / reference now), so that a prediction is
-judged for what it says and not for the hour; the times as measured are reported beside.
+shape are measured again in every pass, as witnesses, and times are brought to the level that the machine had then, so
+that a prediction is judged for what it says and not for the hour; the times as measured are reported beside.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def verify(
 def _witnesses(
     table: LatencyTable | None, shapes: Collection[Shape], batch_size: int
 ) -> list[tuple[MeasuredNetwork, Entry]]:
-    """Calibration networks to measure again: for each input shape up to `WITNESSES`, from the fastest to the slowest."""
+    """Calibration networks to measure again: up to `WITNESSES` of each input shape, from the fastest to the slowest."""
     if table is None:
         return []
     found = []

@@ -229,7 +229,8 @@ def _run_passes(
     progress.stage(f"Measuring {count} entries on {process.describe['device']} ({profile.runtime}, "
                    f"batch {profile.batch_size}, {profile.thread_count} threads)")  # fmt: skip
     reference: list[float] = []
-    with progress.start(count * timing.min_passes, "visits") as task:
+    due = {key: max(0, timing.min_passes - len(entry.visits)) for key, entry in entries.items() if not entry.reference}
+    with progress.start(sum(due.values()), "visits") as task:
         for visit in measure_in_passes(process, list(entries.values()), seed=session):
             role, name = names[id(visit.entry)]
             if visit.entry.failure is not None:
@@ -241,8 +242,11 @@ def _run_passes(
             table.add_visit(session, role, name, visit.number, visit.entry.repeats, visit.samples_ms)
             if role == "reference":
                 reference += visit.samples_ms
-            elif visit.number < timing.min_passes:
+            elif due[role, name] > 0:
+                due[role, name] -= 1
                 task.advance(1)
+                if not any(due.values()):
+                    progress.note("every entry has its visits; those that are not certain enough yet get more")
     low, middle = np.quantile(reference or [1.0], [0.02, 0.5])
     if middle / low - 1 > NOISY:
         progress.note(

@@ -110,6 +110,16 @@ class Quality:
     interval_coverage: float | None
 
 
+def _widths_without_own_error(calibration: Calibration) -> Vector:
+    """For each network the half-width that the errors of the others give."""
+    if calibration.networks < 3:
+        return np.full(calibration.networks, calibration.half_width)
+    squares = (np.array(calibration.left_out_ms) / np.array(calibration.measured_ms) - 1) ** 2
+    others = np.sqrt((squares.sum() - squares) / (len(squares) - 1))
+    widths: Vector = others * calibration.half_width / max(calibration.relative_error, 1e-12)
+    return widths
+
+
 def quality(calibrations: Sequence[Calibration]) -> Quality:
     """Leave-one-out quality over the networks of all `calibrations` together."""
     fitted = [c for c in calibrations if c.networks]
@@ -119,7 +129,7 @@ def quality(calibrations: Sequence[Calibration]) -> Quality:
 
     predicted = np.concatenate([c.left_out_ms for c in fitted])
     measured = np.concatenate([c.measured_ms for c in fitted])
-    width = np.concatenate([np.full(c.networks, c.half_width) for c in fitted])
+    width = np.concatenate([_widths_without_own_error(c) for c in fitted])
     errors = np.abs(predicted / measured - 1)
     ranked = len(errors) > 2 and np.ptp(predicted) > 0 and np.ptp(measured) > 0
     tau = float(kendalltau(predicted, measured).statistic) if ranked else None

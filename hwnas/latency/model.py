@@ -77,7 +77,7 @@ class LatencyModel:
         return self.calibrations.get(input_shape, self.pooled)
 
     def quality(self) -> Quality:
-        """Out-of-sample quality over every calibration network."""
+        """Out-of-sample quality over the networks of every input shape that has enough of them, else over all."""
         return quality(list(self.calibrations.values()) or [self.pooled])
 
     def predict(self, network: Network) -> Prediction:
