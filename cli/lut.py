@@ -67,7 +67,7 @@ def list_command(terminal: Terminal, root: Path) -> None:
             "profile": info.header["profile"]["name"],
             **{key: info.header[key] for key in BOUND},
             "entries": info.entries,
-            "changed": datetime.fromtimestamp(info.created).astimezone().isoformat(timespec="seconds"),
+            "changed": datetime.fromtimestamp(info.changed).astimezone().isoformat(timespec="seconds"),
         }
         for info in list_tables(root)
     ]

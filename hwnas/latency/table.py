@@ -58,9 +58,6 @@ CREATE TABLE visits (
 CREATE INDEX visits_of_entry ON visits (entry);
 """
 
-ROLES = ("operator", "network", "reference", "overhead")
-"""What an entry is: an operator, a calibration network, the reference network, the cost of an empty run."""
-
 BOUND = ("runtime", "runtime_version", "device", "cores", "threads", "precision", "batch_size")
 """Header keys that measurements of one table share."""
 
@@ -100,7 +97,7 @@ class TableInfo:
     path: Path
     header: dict[str, Any]
     entries: int
-    created: float
+    changed: float
 
 
 class LatencyTable:
@@ -482,7 +479,7 @@ def list_tables(root: Path = ROOT) -> list[TableInfo]:
                 found.append(TableInfo(path, table.header, entries, path.stat().st_mtime))
         except HwnasError:
             continue
-    return sorted(found, key=lambda info: info.created, reverse=True)
+    return sorted(found, key=lambda info: info.changed, reverse=True)
 
 
 def default_path(profile: DeviceProfile, root: Path = ROOT) -> Path:
