@@ -191,7 +191,7 @@ def _folder(folder: Path) -> list[LoadedModel]:
     if (folder / "run.toml").is_file():
         nets = sorted(path.parent for path in folder.glob("nets/*/arch.json"))
         if not nets:
-            raise HwnasError(f"{folder} has no found net yet: finish it with hwnas search --out {folder}")
+            raise HwnasError(f"{folder} has no found net yet: give the same hwnas search command again")
         return [_found(net) for net in nets]
     raise UsageError(f"{folder} is neither a run (run.toml) nor a found net (arch.json): {FORMS} was expected")
 
@@ -229,11 +229,13 @@ def _with_weights(module: nn.Module, folder: Path) -> nn.Module:
 
     path = folder / "weights.safetensors"
     if not path.is_file():
-        raise HwnasError(f"{folder} has no weights.safetensors: train the net first with hwnas train")
+        raise HwnasError(f"{folder} has no weights.safetensors: give the same hwnas search command again")
     try:
         module.load_state_dict(load_file(path))
     except (OSError, SafetensorError) as error:
-        raise HwnasError(f"{path} is damaged ({_line(error)}): train the net again with hwnas train") from None
+        raise HwnasError(
+            f"{path} is damaged ({_line(error)}): remove it and give the same hwnas search command again"
+        ) from None
     except RuntimeError:  # torch names every tensor that does not fit
         raise HwnasError(f"{path} holds the weights of another net than arch.json describes") from None
     return module.eval()

@@ -129,7 +129,7 @@ def test_damaged_runs_are_named(run: Path) -> None:
     with pytest.raises(HwnasError, match="is damaged"):
         loaded.module()
     weights.unlink()
-    with pytest.raises(HwnasError, match=r"has no weights.safetensors: train"):
+    with pytest.raises(HwnasError, match=r"has no weights.safetensors: give the same hwnas search command again"):
         loaded.module()
     for text in ("", "{", "[]", '{"format": 1, "space": "nowhere"}', "[" * 100_000, '"\\ud800"', " " * 2**21):
         (net / "arch.json").write_text(text)
@@ -161,5 +161,5 @@ def test_folders_that_are_no_runs(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"neither a run \(run.toml\) nor a found net"):
         load_models(str(tmp_path))
     (tmp_path / "run.toml").write_text("")
-    with pytest.raises(HwnasError, match="no found net yet: finish it with hwnas search --out"):
+    with pytest.raises(HwnasError, match="no found net yet: give the same hwnas search command again"):
         load_models(str(tmp_path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hwnas.costs import Cost, Prices, op_prices
@@ -163,13 +163,3 @@ def profile_command(space: Space, model: LatencyModel) -> str:
 def bound_options(header: dict[str, object]) -> str:
     """Options that make a command measure as the table was measured."""
     return f"--batch {header['batch_size']} --threads {header['threads']}"
-
-
-__all__: Sequence[str] = (
-    "LatencyModel",
-    "OpEstimate",
-    "Prediction",
-    "bound_options",
-    "profile_command",
-    "space_ops",
-)

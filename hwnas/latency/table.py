@@ -245,7 +245,7 @@ class LatencyTable:
         return f"{self.header['created']:.6f}-{count}-{newest}"
 
     def names(self, role: str) -> list[str]:
-        """Names of all entries of a role, failed ones included."""
+        """Names of all entries of a role (operator, network, reference, overhead), failed ones included."""
         return [name for (name,) in self._select("SELECT name FROM entries WHERE role = ? ORDER BY id", role)]
 
     def failures(self) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Evolutionary search of SPOS (Guo et al. 2020, algorithm 1), with children feasible by construction.
 
-Two differences from the paper, both for the better: the last generation is scored too (the algorithm as printed drops
-it), and no architecture is evaluated twice.
+Three differences from the paper: the last generation is scored too (the algorithm as printed drops it), no
+architecture is evaluated twice, and with a recipe's `budget_use` only architectures are drawn that use at least that
+share of the budget (the paper draws from all that meet it, as `budget_use = 0` does).
 """
 
 from __future__ import annotations

@@ -120,9 +120,10 @@ class FeasibleSampler:
             does, and where no limit binds, there is no floor.
 
     Attributes:
-        acceptance: share of the draws from the grid that truly meet the limits (1.0: the grid is exact).
-        fraction: estimated share of all architectures that meet them (and the floor).
-        count: estimated number of architectures that meet them (and the floor).
+        acceptance: share of the draws from the grid that truly meet limits and floor (1.0: the grid is exact).
+        fraction: estimated share of all architectures that meet the limits, whatever the floor.
+        count: estimated number of architectures that meet the limits, whatever the floor.
+        drawn_count: estimated number of architectures that can be drawn: those that meet limits and floor.
         floor: what is drawn costs at least so much of the first binding cost; minus infinity where there is none.
 
     Raises:
@@ -147,19 +148,19 @@ class FeasibleSampler:
         self._coarse = _Grid.of(self._exists, prices, slacks, _REPAIR_CELLS[len(prices)])
         self._counts = self._grid.count()
         self.floor, self._floored, self._floor_share = -math.inf, 0, 0.0
-        on_grid = 0.0
+        if (on_grid := self._on_grid()) <= 0 or not (accepted := self._probe()):
+            raise self._refuse_together()
+        self.acceptance = accepted
+        self.count = self.drawn_count = max(1.0, on_grid * accepted)
+        self.fraction = self.count / math.prod(int(row.sum()) for row in self._exists)
         if binding and min_use > 0:
             self._set_floor(binding[0], min_use * limits[binding[0]], slacks[0])
-            on_grid = self._on_grid()
-            if on_grid <= 0 or not (accepted := self._probe()):
+        if self.floor > -math.inf:
+            if (on_grid := self._on_grid()) > 0 and (accepted := self._probe()):
+                self.acceptance = accepted
+                self.drawn_count = min(self.count, max(1.0, on_grid * accepted))
+            else:
                 self.floor, self._floor_share = -math.inf, 0.0
-        if self.floor == -math.inf:
-            on_grid = self._on_grid()
-            if on_grid <= 0 or not (accepted := self._probe()):
-                raise self._refuse_together()
-        self.acceptance = accepted
-        self.count = max(1.0, on_grid * self.acceptance)
-        self.fraction = self.count / math.prod(int(row.sum()) for row in self._exists)
 
     # -- judging ------------------------------------------------------------------------------------------------------
 

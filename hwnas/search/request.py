@@ -180,6 +180,8 @@ def figures(request: SearchRequest, goal: Goal, arch: Arch) -> dict[str, Any]:
 
     ``predicted_ms`` and ``high_ms`` (the 99% upper end) are null where the request has no latencies.
     ``budget_used`` is the upper end's share of the limit, of the budget that is nearest to it.
+    ``feasible_fraction`` is the share of all architectures that meet the budgets, ``acceptance`` the share of the
+    sampler's draws that could be kept.
     """
     latency = request.costs.get("latency")
     used = [request.costs[budget.cost].upper.total_of(arch.genes) / budget.limit for budget in goal.budgets]
@@ -193,4 +195,5 @@ def figures(request: SearchRequest, goal: Goal, arch: Arch) -> dict[str, Any]:
         "budget_used": max(used) if used else None,
         "binding": binding(goal.budgets, request.costs),
         "feasible_fraction": goal.sampler.fraction,
+        "acceptance": goal.sampler.acceptance,
     }

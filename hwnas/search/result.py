@@ -101,6 +101,6 @@ class Book:
         if done < wanted:
             message = (
                 f"{done} instead of {wanted} architectures were evaluated: no further one that meets the budget "
-                f"could be drawn (about {self.sampler.count:.0f} do)"
+                f"could be drawn (about {self.sampler.drawn_count:.0f} can be)"
             )
         return SearchResult(best, self.scores[best], tuple(self.scores.items()), done >= wanted, message)

@@ -59,12 +59,12 @@ def search(request: SearchRequest, progress: Progress) -> SearchOutcome:
     goals = [make_goal(request, budgets) for budgets in request.budgets]
     if len({goal.name for goal in goals}) < len(goals):
         raise HwnasError("the same budget is given twice: give each once")
-    for goal in goals:
-        if not binding(goal.budgets, request.costs):
-            progress.note(f"{goal.text} does not bind: every architecture of {request.space.name} meets it")
+    for budget in dict.fromkeys(budget for goal in goals for budget in goal.budgets):
+        if not binding([budget], request.costs):
+            progress.note(f"{budget} does not bind: every architecture of {request.space.name} meets it")
     run = RunFolder.create(request.out, identity=identity(request), config=configuration(request))
     with run:
-        if all(finished(run.net(goal.name), goal) for goal in goals):
+        if all(_complete(run, goal) for goal in goals):
             progress.note(f"{run.path} holds the results already")
         else:
             _Pipeline(request, progress, run).work(goals)
@@ -72,6 +72,13 @@ def search(request: SearchRequest, progress: Progress) -> SearchOutcome:
         run.write_json("results.json", {"format": 1, "method": request.method, "results": results})
     evaluated = sum(int(result["evaluated"]) for result in results)
     return SearchOutcome(run.path, request.method, request.space.name, time.monotonic() - began, evaluated, results)
+
+
+def _complete(run: RunFolder, goal: Goal) -> bool:
+    """The goal's net is there with all its files, and so is its baseline where it has one."""
+    folder = run.net(goal.name)
+    baseline = folder.result().get("baseline")
+    return finished(folder, goal) and (not baseline or finished(run.net(baseline["net"]), goal))
 
 
 class _Pipeline:
@@ -122,7 +129,7 @@ class _Pipeline:
 
     def work(self, goals: Sequence[Goal]) -> None:
         request = self.request
-        open_goals = [goal for goal in goals if not finished(self.run.net(goal.name), goal)]
+        open_goals = [goal for goal in goals if not _complete(self.run, goal)]
         self._expect(open_goals)
         self._train()
         log = self.run.evaluations(self._fingerprint())
@@ -220,7 +227,7 @@ class _Pipeline:
         from hwnas.train.finish import Finisher, write_net
 
         request, folder = self.request, self.run.net(name)
-        if (done := folder.result()).get("key") == goal.key and done.get("genes") == list(arch.genes):
+        if finished(folder, goal) and (done := folder.result()).get("genes") == list(arch.genes):
             return done
         for stale in ("result.json", "verify.json"):
             (folder.path / stale).unlink(missing_ok=True)

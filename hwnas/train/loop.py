@@ -126,7 +126,8 @@ class MetricsLog:
         """Drops the rows after `step`, which are about to be made again. Returns the seconds of the last row left."""
         rows = self.rows()
         kept = [row for row in rows if int(row[0]) <= step]
-        if kept != rows or not self.path.exists():
+        before = self.path.read_text() if self.path.is_file() else ""
+        if kept != rows or not before.endswith("\n"):  # the next row must not be appended to a torn one
             text = io.StringIO()
             csv.writer(text, lineterminator="\n").writerows([self.HEADER, *kept])
             write_atomically(self.path, text.getvalue().encode())

@@ -88,11 +88,16 @@ def fashion_mnist_folder() -> Path:
     if (FASHION_PACKAGE / "train-images-idx3-ubyte.gz").is_file():
         return FASHION_PACKAGE
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hwnas"
-    raw = cache / "FashionMNIST" / "raw"
-    if not all((raw / f"{stem}-images-idx3-ubyte.gz").is_file() for stem in FASHION_FILES.values()):
-        from torchvision.datasets import FashionMNIST  # type: ignore[import-untyped]
+    from torchvision.datasets import FashionMNIST  # type: ignore[import-untyped]
+    from torchvision.datasets.utils import check_integrity  # type: ignore[import-untyped]
 
+    raw = cache / "FashionMNIST" / "raw"
+    partial = [raw / name for name, md5 in FashionMNIST.resources if not check_integrity(raw / name, md5)]
+    if partial:
         try:
+            for path in partial:
+                if path.is_file():  # torn; torchvision fetches nothing while all four are there unpacked
+                    path.with_suffix("").unlink(missing_ok=True)
             FashionMNIST(str(cache), train=True, download=True)
         except Exception as error:  # whatever the network and the mirror come up with
             raise HwnasError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,8 @@ def test_results_keep_their_budgets_and_have_the_promised_keys(done: Path) -> No
         "accuracy",
         "budgets",
         "budget_used",
+        "feasible_fraction",
+        "acceptance",
     }
     for result in results:
         for net in (result, result["baseline"]):
@@ -140,6 +143,27 @@ def test_another_budget_reuses_the_supernet(done: Path, data: Path) -> None:
     assert outcome.results[0]["binding"] is False
     assert any("does not bind" in note for note in watcher.notes)
     assert any("expected duration" in note for note in watcher.notes)
+
+
+@pytest.mark.parametrize(("net", "file"), [("", "weights.safetensors"), ("-random", "model.onnx")])
+def test_a_lost_file_of_a_net_is_made_again(done: Path, data: Path, tmp_path: Path, net: str, file: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(done, run)
+    lost = run / "nets" / f"latency-40pct{net}" / file
+    before, kept = lost.read_bytes(), (lost.parent / "weights.safetensors").read_bytes()
+    lost.unlink()
+    again = search(request(data, run), NullProgress())
+    assert len(lost.read_bytes()) == len(before)
+    assert (lost.parent / "weights.safetensors").read_bytes() == kept
+    assert again.results == [RunFolder.open(done).net("latency-40pct").result()]
+
+
+def test_every_budget_that_does_not_bind_is_announced(done: Path, data: Path) -> None:
+    loose = Budget("macs", 1e12, "1T")
+    watcher = Watcher()
+    with pytest.raises(HwnasError, match="another search"):  # said before the folder is looked at
+        search(replace(request(data, done, [[budget_ms(0.4), loose]]), seed=1), watcher)
+    assert watcher.notes == [f"{loose} does not bind: every architecture of proxyless-tiny meets it"]
 
 
 def test_another_seed_needs_another_folder(done: Path, data: Path) -> None:

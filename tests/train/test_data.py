@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import shutil
 import struct
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_fashion import write_fashion_mnist
 from tiny_images import CLASSES, write_dataset, write_images
+from torchvision.datasets import FashionMNIST  # type: ignore[import-untyped]
 
 from hwnas.errors import HwnasError, UsageError
 from hwnas.train import sources
@@ -172,6 +179,53 @@ def test_fashion_mnist_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"\x1f\x8b torn")
     with pytest.raises(HwnasError, match="is damaged"):
         splits.load_test()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Path], str]]:
+    """Serves the files of a folder on this machine; gives the address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+
+        def start(folder: Path) -> str:
+            server.RequestHandlerClass = partial(QuietHandler, directory=str(folder))  # type: ignore[assignment]
+            Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+            return f"http://127.0.0.1:{server.server_port}/"
+
+        yield start
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Prints nothing."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_an_interrupted_download_of_fashion_mnist_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[Path], str], unpacked: bool
+) -> None:
+    """torchvision downloads, from a server of its own in place of its mirrors."""
+    mirror = write_fashion_mnist(tmp_path / "mirror", train=100, test=20)
+    files = sorted(mirror.iterdir())
+    sums = [(file.name, hashlib.md5(file.read_bytes()).hexdigest()) for file in files]
+    monkeypatch.setattr(FashionMNIST, "resources", sums)
+    monkeypatch.setattr(FashionMNIST, "mirrors", [serve(mirror)])
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(sources, "FASHION_PACKAGE", tmp_path / "none")
+    monkeypatch.delenv("HWNAS_FASHION_MNIST", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    raw = sources.fashion_mnist_folder()
+    complete = {file.name: file.read_bytes() for file in raw.iterdir() if file.suffix == ".gz"}
+    assert complete == {file.name: file.read_bytes() for file in files}
+    (raw / "t10k-labels-idx1-ubyte.gz").write_bytes(complete["t10k-labels-idx1-ubyte.gz"][:-9])
+    if not unpacked:
+        (raw / "train-labels-idx1-ubyte.gz").unlink()
+        for file in raw.glob("*-ubyte"):
+            file.unlink()
+    assert sources.fashion_mnist_folder() == raw
+    assert {file.name: file.read_bytes() for file in raw.iterdir() if file.suffix == ".gz"} == complete
 
 
 def test_images_that_do_not_fit_are_refused_with_the_size_needed(

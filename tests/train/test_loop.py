@@ -117,6 +117,17 @@ def test_a_loss_that_is_no_number_is_said_and_never_saved(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
+def test_a_torn_last_row_is_not_joined_to_the_next(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.csv")
+    log.resume(0)
+    log.add(10, 1.5, 0.1, 2.0)
+    with log.path.open("a") as file:
+        file.write("20,1.4")
+    assert log.resume(10) == 2.0
+    log.add(20, 1.25, 0.1, 4.0)
+    assert log.path.read_text() == "step,loss,lr,seconds\n10,1.5,0.1,2.0\n20,1.25,0.1,4.0\n"
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
