@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hwnas.errors import HwnasError
+
 from .options import Function, option
 from .terminal import Terminal
 
@@ -69,7 +71,7 @@ def chosen_table(
     lut: Path | None,
     profile: DeviceProfile | None = None,
     *,
-    given: Mapping[str, object] | None = None,
+    given: Mapping[str, Any] | None = None,
     ops: Iterable[Op] = (),
 ) -> Path | None:
     """The table that was named, else the newest under ``tables/`` that fits; None where there is none.
@@ -77,7 +79,7 @@ def chosen_table(
     Args:
         lut: as typed.
         profile: only tables of this profile on this very device fit.
-        given: header keys that options fixed (batch_size, threads, precision); others are the table's to say.
+        given: header keys that options fixed (batch_size, threads, precision), None and others are the table's to say.
         ops: operators that a table must hold.
     """
     from hwnas.latency.table import LatencyTable, list_tables
@@ -97,17 +99,54 @@ def chosen_table(
     return None
 
 
-def _fits(header: Mapping[str, Any], profile: DeviceProfile, given: Mapping[str, object]) -> bool:
+def _fits(header: Mapping[str, Any], profile: DeviceProfile, given: Mapping[str, Any]) -> bool:
     from hwnas.measure.hardware import cpu_name
 
+    wanted = {key: value for key, value in given.items() if value is not None}
+    if "threads" in wanted:  # a table says how many there were, never 0 for all cores
+        wanted["threads"] = profile.override(threads=wanted["threads"]).thread_count
     mine = header["profile"]["name"] == profile.name and header["device"] == cpu_name()
-    return mine and all(header[key] == value for key, value in given.items() if value is not None)
+    return mine and all(header[key] == value for key, value in wanted.items())
+
+
+def named_table(terminal: Terminal, lut: Path, device: str | None) -> Path:
+    """The table that was named; of another device it is used only knowingly. There need not be one yet.
+
+    Raises:
+        HwnasError: `device` was named too, and the table is of another one.
+    """
+    from hwnas.devices import find_profile
+    from hwnas.latency.table import LatencyTable
+    from hwnas.measure.hardware import cpu_name
+
+    here = cpu_name()  # every profile of this version measures this machine's CPU
+    if device is not None:
+        find_profile(device)  # a misspelt one is an error with a table too
+    if lut.exists():
+        with LatencyTable.open(lut) as table:
+            measured = table.header["device"]
+        if measured != here and device is not None:
+            raise HwnasError(f"{lut} was measured on {measured}, --device {device} is {here}: leave one of them out")
+        if measured != here:
+            terminal.note(f"latencies are those of {measured}, where {lut} was measured; this machine is {here}")
+    return lut
 
 
 def table_profile(path: Path) -> DeviceProfile:
-    """The profile that a table was made with: what is compared with the table has to be measured in the same way."""
+    """The profile that a table was made with: what is compared with the table has to be measured in the same way.
+
+    Raises:
+        HwnasError: this hwnas does not know such a profile.
+    """
+    from pydantic import ValidationError
+
     from hwnas.devices import DeviceProfile
     from hwnas.latency.table import LatencyTable
 
     with LatencyTable.open(path) as table:
-        return DeviceProfile.model_validate(table.header["profile"])
+        try:
+            return DeviceProfile.model_validate(table.header["profile"])
+        except ValidationError:
+            raise HwnasError(
+                f"{path} was made by another hwnas, with a profile unknown to this one: profile anew, to another --lut"
+            ) from None

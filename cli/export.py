@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hwnas.errors import HwnasError, UsageError
+from hwnas.errors import ClaimError, HwnasError, UsageError
 
 from .options import Command, common, file_path, option
 from .terminal import Terminal
@@ -56,6 +56,20 @@ def command(terminal: Terminal, model: str, out: Path, format: str | None, batch
         size = f"{out.stat().st_size / 2**20:.1f} MiB"
         difference = f"differs from the module by at most {document['max_rel_diff']:.1g} of the largest output"
         terminal.table(f"{out}: {chosen}, {size}, batch {batch}, {difference}")
+    _judge(out, document["max_rel_diff"])
+
+
+def _judge(out: Path, difference: float) -> None:
+    """Raises:
+    ClaimError: the file is another network than the module.
+    """
+    from hwnas.verify import TOLERANCE
+
+    if not difference <= TOLERANCE:  # a difference that is no number fails too
+        raise ClaimError(
+            f"{out} differs from the module by {difference:.1g} of the largest output, more than {TOLERANCE:g}: "
+            "do not deploy it; try the other --format"
+        )
 
 
 def _onnx(loaded: LoadedModel, module: nn.Module, out: Path, batch: int) -> dict[str, Any]:
@@ -81,15 +95,18 @@ def _torch(loaded: LoadedModel, module: nn.Module, out: Path, batch: int) -> dic
         with torch.no_grad():
             program = torch.export.export(module.eval(), (images,))
             expected = module(images)
-            difference = float((program.module()(images) - expected).abs().max())
     except RuntimeError as error:
         first = str(error).strip().splitlines()[0][:200]
         raise HwnasError(f"{loaded.name} cannot be exported by torch.export: {first}") from None
     draft = out.with_name(f".{out.name}.{os.getpid()}.pt2")
+    out.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.export.save(program, draft)
+        with torch.no_grad():
+            deployed = torch.export.load(draft).module()(images)
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)
+    difference = float((deployed - expected).abs().max())
     relative = difference / max(float(expected.abs().max()), 1e-30)
     return {"batch_size": batch, "input_shape": shape, "max_abs_diff": difference, "max_rel_diff": relative}

@@ -167,7 +167,13 @@ def common(function: Function) -> Function:
     """The options every command has; their values are on the `Terminal`."""
     decorators = (
         option("--json", is_flag=True, expose_value=False, callback=_set_flag, help="Print one JSON document."),
-        option("--quiet", is_flag=True, expose_value=False, callback=_set_flag, help="No progress and no notes."),
+        option(
+            "--quiet",
+            is_flag=True,
+            expose_value=False,
+            callback=_set_flag,
+            help="No progress; notes that matter stay.",
+        ),
         option("--debug", is_flag=True, expose_value=False, callback=_set_flag, help="Show tracebacks."),
         option(
             "--config",

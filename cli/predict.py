@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .choices import chosen_table, device_profile, table_path, table_profile
+from .choices import chosen_table, device_profile, named_table, table_path, table_profile
 from .options import Command, common, file_path, option
 from .terminal import Terminal, count, milliseconds
 
@@ -72,7 +72,7 @@ def _predicted(terminal: Terminal, text: str, lut: Path | None, device: str | No
 
 def _known_table(terminal: Terminal, lut: Path | None, device: str | None) -> Path | None:
     if lut is not None:
-        return lut
+        return named_table(terminal, lut, device)
     return chosen_table(terminal, None, device_profile(terminal, device))
 
 

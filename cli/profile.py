@@ -66,7 +66,7 @@ def command(
     path = table_path(terminal, lut, profile)
     terminal.kept = f"every finished measurement is in {path}"
     report = build_table(profile, path, spaces=spaces, models=models, progress=terminal.progress())
-    document = _document(report)
+    document = _document(report, path)
     if terminal.json:
         terminal.document(document)
     else:
@@ -81,9 +81,15 @@ def _networks(texts: tuple[str, ...]) -> dict[str, Network]:
     return {text: load_model(text).network for text in texts}
 
 
-def _document(report: BuildReport) -> dict[str, Any]:
+def _document(report: BuildReport, path: Path) -> dict[str, Any]:
+    from hwnas.latency.table import LatencyTable
+
     data = report.to_json()
-    return {**data, "failed": len(data["failed"]), "failures": data["failed"]}
+    with LatencyTable.open(path) as table:
+        measured = {network.name for network in table.networks()}
+        unmeasured = [name for name in table.names("network") if name not in measured]
+    failed = {"failed": len(data["failed"]), "failures": data["failed"], "unmeasured_networks": unmeasured}
+    return {**data, **failed}
 
 
 def _show(terminal: Terminal, data: dict[str, Any]) -> None:
@@ -100,14 +106,21 @@ def _show(terminal: Terminal, data: dict[str, Any]) -> None:
     table.add_row("took", duration(data["seconds"]))
     table.add_row("calibration", _calibration(data["calibration"]))
     terminal.table(table)
+    lines = {
+        "failed operators": [failure["op"] for failure in data["failures"]],
+        "operators that are not understood, so that their networks were not measured": data["unknown"],
+        "whole networks without a measurement (failed or interrupted)": data["unmeasured_networks"],
+    }
+    terminal.table(*(f"{what}: {', '.join(names)}" for what, names in lines.items() if names))
 
 
 def _calibration(figures: dict[str, float | int | None] | None) -> str:
     if not figures or figures.get("mape") is None:
         return "none: too few whole networks were measured"
     percent = {key: f"{100 * value:.1f}%" for key, value in figures.items() if isinstance(value, float)}
+    tau = figures["kendall_tau"]  # one or two networks have no order to speak of
     return (
-        f"{figures['networks']} networks, each predicted without itself: mean error {percent['mape']}, "
-        f"within 5% {percent['within_5']}, interval holds {percent['interval_coverage']}, "
-        f"Kendall tau {figures['kendall_tau']:.2f}"
+        f"{count(int(figures['networks'] or 0), 'network')}, each predicted without itself: "
+        f"mean error {percent['mape']}, within 5% {percent['within_5']}, "
+        f"interval holds {percent['interval_coverage']}" + ("" if tau is None else f", Kendall tau {tau:.2f}")
     )

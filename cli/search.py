@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,7 +15,7 @@ import click
 
 from hwnas.errors import HwnasError, UsageError
 
-from .choices import chosen_table, device_profile
+from .choices import chosen_table, device_profile, named_table
 from .options import Command, common, file_path, option
 from .terminal import Terminal, milliseconds, percent
 
@@ -203,12 +204,13 @@ def _price(terminal: Terminal, space: Space, lut: Path | None, device: str | Non
     from hwnas.latency.table import LatencyTable
 
     costs = {"macs": macs_cost(space), "params": params_cost(space)}
-    path = lut
-    if path is None:
+    if lut is not None:
+        path: Path | None = named_table(terminal, lut, device)
+    else:
         profile = device_profile(terminal, device)
         path = chosen_table(terminal, None, profile, ops=space_ops(space))
         if path is None and needed:
-            command = f"hwnas profile --device {device or profile.name} {_space_options(space)}"
+            command = f"hwnas profile --device {shlex.quote(device or profile.name)} {_space_options(space)}"
             raise HwnasError(f"no table under tables/ covers {space.name} on this device: make one with '{command}'")
     if path is None:
         return _Priced(space, costs, None, None, {})

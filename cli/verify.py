@@ -61,8 +61,11 @@ def command(
 
     subjects = subjects_of(terminal, model)
     given = {"batch_size": batch, "precision": precision, "threads": threads}
-    path = _table(terminal, lut, device, given, subjects)
-    profile = _profile(terminal, device, batch, precision, runtime, threads, path)
+    path = lut or _recorded_table(terminal, subjects)
+    if path is None:
+        given = _as_recorded(terminal, given, subjects)
+        path = chosen_table(terminal, None, device_profile(terminal, device), given=given)
+    profile = _profile(terminal, device, runtime, given, path)
     budget_ms = _budget(latency, path)
     candidates = [_candidate(terminal, subject, profile, budget_ms, data) for subject in subjects]
     terminal.kept = "nothing was written"
@@ -84,17 +87,20 @@ def command(
 # -- with what it is verified ----------------------------------------------------------------------------------------
 
 
-def _table(
-    terminal: Terminal, lut: Path | None, device: str | None, given: dict[str, Any], subjects: Sequence[Subject]
-) -> Path | None:
-    """The table to compare with: the one that was named, the run's, or the newest that fits."""
+def _record(subjects: Sequence[Subject]) -> dict[str, Any]:
+    """What run.toml says of the table that the run was searched with; empty where it had none."""
+    return dict(subjects[0].run.get("notes", {}).get("table", {}))
+
+
+def _recorded_table(terminal: Terminal, subjects: Sequence[Subject]) -> Path | None:
+    """The run's table; None where it had none or it is gone."""
     from hwnas.latency.table import LatencyTable
 
-    if lut is not None:
-        return lut
-    recorded = subjects[0].run.get("notes", {}).get("table", {})
+    recorded = _record(subjects)
     if recorded:
         path = Path(str(recorded.get("lut", "")))
+        # safe although a run may come from anywhere: the file is opened read-only as SQLite, only after a check that it
+        # is a whole table, and used only if it was created at the very time that the run recorded
         try:
             with LatencyTable.open(path) as table:
                 same = table.header["created"] == recorded.get("created")
@@ -104,26 +110,31 @@ def _table(
             terminal.default("--lut", path, "the run's")
             return path
         terminal.note(f"the table of the run is not at {path} any more")
-    return chosen_table(terminal, None, device_profile(terminal, device), given=given)
+    return None
+
+
+def _as_recorded(terminal: Terminal, given: dict[str, Any], subjects: Sequence[Subject]) -> dict[str, Any]:
+    """`given`, with what was not typed as the run's table was measured: its budgets and predictions are of that."""
+    recorded, filled = _record(subjects), dict(given)
+    for key, name in (("batch_size", "--batch"), ("precision", "--precision"), ("threads", "--threads")):
+        if given[key] is None and key in recorded:
+            filled[key] = recorded[key]
+            terminal.default(name, recorded[key], "the run's")
+    return filled
 
 
 def _profile(
-    terminal: Terminal,
-    device: str | None,
-    batch: int | None,
-    precision: str | None,
-    runtime: str | None,
-    threads: int | None,
-    path: Path | None,
+    terminal: Terminal, device: str | None, runtime: str | None, given: dict[str, Any], path: Path | None
 ) -> DeviceProfile:
     """How to measure: as the table was measured, where there is one and nothing else is asked for."""
+    wanted = {key: value for key, value in given.items() if value is not None}
     if path is None:
-        return device_profile(terminal, device, batch, precision, runtime, threads)
+        return device_profile(terminal, device).override(runtime=runtime, **wanted)
     made = table_profile(path)
     if device is None:
-        return made.override(batch_size=batch, precision=precision, runtime=runtime, threads=threads)
-    threads = made.threads if threads is None else threads
-    return device_profile(terminal, device, batch or made.batch_size, precision or made.precision, runtime, threads)
+        return made.override(runtime=runtime, **wanted)
+    as_made = {"batch_size": made.batch_size, "precision": made.precision, "threads": made.threads}
+    return device_profile(terminal, device).override(runtime=runtime, **{**as_made, **wanted})
 
 
 def _budget(latency: str | None, path: Path | None) -> float | None:
@@ -257,12 +268,16 @@ def _cells(result: dict[str, Any]) -> dict[str, str]:
 
     budget, within = result["budget_ms"], result["within_budget"]
     error, difference = result["relative_error"], result["output_max_rel_diff"]
+    normalised = result["drift"] is not None and result["judged_on"] != "as measured"
+    raw = f"{milliseconds(result['raw_ms'])} ms (drift: {result['drift']:.3f} times)" if normalised else "-"
     return {
         "net": result["net"],
         "budget": "-" if budget is None else f"{milliseconds(budget)} ms",
         "predicted": interval("predicted") if not result["missing"] else "- (operators are missing, see hwnas predict)",
         "measured": interval("measured"),
         "judged on": result["judged_on"],
+        "by the clock now": raw,
+        "median, disturbed runs included": f"{milliseconds(result['median_ms'])} ms",
         "verdict": "-" if within is None else ("within budget" if within else "OVER BUDGET"),
         "prediction off by": "-" if error is None else f"{100 * error:+.1f}%",
         "outputs differ by": "-" if difference is None else f"{difference:.1g} of the largest",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -106,12 +107,27 @@ def test_verify_of_the_run_uses_its_table_and_budgets(run: Run, measured: Any) -
     assert done.code == (0 if held else 3)  # a busy machine and a quick table may miss; the exit code must say so
 
 
+def test_verify_without_the_runs_table_measures_as_that_was_measured(run: Run, measured: Any) -> None:
+    copy = run.folder / "copy"
+    shutil.copytree(run.path, copy)
+    text = (copy / "run.toml").read_text()
+    assert str(measured.lut) in text
+    assert "batch_size = 1\nthreads = 1\n" in text
+    text = text.replace(str(measured.lut), "gone.lut").replace("batch_size = 1\nthreads", "batch_size = 2\nthreads")
+    (copy / "run.toml").write_text(text)
+    args = ("verify", "copy/nets/latency-60pct", "--latency", "10s", "--device", measured.profile)
+    done = Hwnas(run.folder)(*args, "--json", env=run.env)
+    assert (done.document["lut"], done.document["batch_size"], done.document["threads"]) == (None, 2, 1)
+    assert "using --batch 2 (the run's)" in done.stderr
+    assert Hwnas(run.folder)(*args, "--batch", "1", "--json", env=run.env).document["batch_size"] == 1
+
+
 def test_verify_of_one_net_and_of_another_budget(run: Run) -> None:
     hwnas = Hwnas(run.folder)
     net = "run/nets/latency-60pct"
     done = hwnas("verify", net, "--latency", "10s", env=run.env)
     assert done.code == 0, done.stderr
-    for title in ("budget", "predicted", "measured", "accuracy", "random baseline", "MACs", "files"):
+    for title in ("budget", "predicted", "measured", "by the clock now", "median", "accuracy", "MACs", "files"):
         assert title in done.stdout
     assert net in done.stdout
     assert hwnas("verify", net, "--latency", "0.1us", env=run.env).code == 3

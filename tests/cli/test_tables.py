@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 from command import Finished, Hwnas
 
+from hwnas.devices import find_profile
+from hwnas.measure.hardware import cpu_name
+
 CPU_MODEL = {"device", "runtime", "precision", "batch_size", "threads"}
 
 DEVICES = {"name", "runtime", "available", "reason", "fix"}
@@ -180,6 +183,49 @@ def test_bad_profiles(hwnas: Hwnas, change: str, code: int, says: str) -> None:
     done = hwnas("profile", "--device", path, "--space", "proxyless-tiny")
     assert done.code == code
     assert says in done.error
+
+
+def test_a_table_of_another_device_is_used_only_knowingly(hwnas: Hwnas, measured: Any) -> None:
+    path = spoilt(measured.lut, hwnas.folder / "t.lut", "UPDATE header SET value = '\"Abacus 3\"' WHERE key = 'device'")
+    for args in (("predict", "zoo:mobilenet-v2"), ("search", "--macs", "1M")):
+        refused = hwnas(*args, "--lut", path, "--device", "cpu")
+        assert refused.code == 1
+        assert "Abacus 3" in refused.error
+    said = hwnas("predict", "zoo:mobilenet-v2", "--lut", path)
+    assert said.code == 0
+    assert "latencies are those of Abacus 3" in said.stderr
+    assert "latencies are those" not in hwnas("predict", "zoo:mobilenet-v2", "--lut", measured.lut).stderr
+
+
+def test_a_table_with_a_profile_of_another_hwnas_is_one_line(hwnas: Hwnas, measured: Any) -> None:
+    change = """UPDATE header SET value = '{"name": "quick", "device": "abacus"}' WHERE key = 'profile'"""
+    path = spoilt(measured.lut, hwnas.folder / "t.lut", change)
+    done = hwnas("predict", "zoo:mobilenet-v2", "--lut", path, "--measure")
+    assert done.code == 1
+    assert "profile anew" in done.error
+
+
+def test_one_calibration_network_is_enough_for_people(hwnas: Hwnas, measured: Any) -> None:
+    done = hwnas("profile", "--device", measured.profile, "--model", "zoo:mobilenet-v2", "--lut", "one.lut")
+    assert done.code == 0, done.stderr
+    assert "1 network, each predicted without itself" in done.stdout
+    assert "Kendall" not in done.stdout
+
+
+def test_networks_that_failed_are_named(hwnas: Hwnas, measured: Any) -> None:
+    change = "UPDATE entries SET failure = 'too large' WHERE role = 'network' AND name LIKE 'proxyless-tiny #3 %'"
+    path = spoilt(measured.lut, hwnas.folder / "t.lut", change)
+    done = hwnas("profile", "--device", measured.profile, "--space", "proxyless-tiny", "--lut", path)
+    assert "without a measurement (failed or interrupted): proxyless-tiny #3" in done.stdout
+
+
+def test_zero_threads_fit_a_table_of_all_cores() -> None:
+    from hwnas.cli.choices import _fits
+
+    profile, cores = find_profile("cpu"), len(os.sched_getaffinity(0))
+    header = {"profile": {"name": "cpu"}, "device": cpu_name(), "threads": cores}
+    assert _fits(header, profile, {"threads": 0})
+    assert not _fits({**header, "threads": cores + 1}, profile, {"threads": 0})
 
 
 def test_unknown_devices_spaces_and_models_exit_2_or_1(hwnas: Hwnas) -> None:

@@ -12,6 +12,8 @@ import pytest
 from command import Hwnas
 from onnx import TensorProto, helper, numpy_helper
 
+from hwnas.errors import ClaimError
+
 RESULT = {
     "net", "predicted_ms", "measured_ms", "measured_low_ms", "measured_high_ms", "budget_ms", "within_budget",
     "relative_error", "output_max_abs_diff",
@@ -108,18 +110,27 @@ def test_exported_files_run_without_hwnas(hwnas: Hwnas) -> None:
     import onnxruntime
     import torch
 
-    for name in ("net.onnx", "net.pt2"):
+    for name in ("new/net.onnx", "other/new/net.pt2"):
         done = hwnas("export", "zoo:mobilenet-v2", "--out", name, "--json")
         document = json.loads(done.stdout)
         assert document["max_rel_diff"] < 1e-4
         assert document["size_bytes"] == (hwnas.folder / name).stat().st_size
     images = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
-    session = onnxruntime.InferenceSession(hwnas.folder / "net.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(hwnas.folder / "new/net.onnx", providers=["CPUExecutionProvider"])
     (deployed,) = session.run(None, {session.get_inputs()[0].name: images})
-    module = torch.export.load(hwnas.folder / "net.pt2").module()
+    module = torch.export.load(hwnas.folder / "other/new/net.pt2").module()
     with torch.no_grad():
         expected = module(torch.from_numpy(images)).numpy()
     assert np.abs(deployed - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_an_exported_file_that_is_another_network_breaks_a_claim() -> None:
+    from hwnas.cli.export import _judge
+
+    _judge(Path("net.onnx"), 1e-3)
+    for difference in (2e-3, float("nan")):
+        with pytest.raises(ClaimError, match="differs from the module"):
+            _judge(Path("net.onnx"), difference)
 
 
 def test_export_refuses_what_has_no_module(hwnas: Hwnas) -> None:
