@@ -23,6 +23,7 @@ ADVICE = {
     errno.EROFS: "the file system is read-only: choose a place that you may write to",
     errno.ENOENT: "there is no such file or folder",
     errno.EISDIR: "that is a folder, not a file",
+    errno.EEXIST: "a file is where a folder must be: choose another place",
     errno.ENOTDIR: "a part of that path is a file, not a folder",
     errno.EMFILE: "too many open files: raise the limit (ulimit -n 4096)",
     errno.ENOMEM: "out of memory: use a smaller batch, or free some memory",
