@@ -34,7 +34,13 @@ if TYPE_CHECKING:
 LEAST_S = 8.0
 """A verification lasts at least so long, since the regimes of a machine last for seconds."""
 
-WITNESSES = 5
+ROUNDS = 5
+"""A verdict that is not clear is measured on, up to so many times as long."""
+
+CLEAR = 0.01
+"""Half-width of a measurement's interval, as a share of it, that is narrow enough without a verdict."""
+
+WITNESSES = 7
 """Calibration networks of one input shape that are measured again."""
 
 TOLERANCE = 1e-3
@@ -147,20 +153,54 @@ def verify(
             _output_difference(process, entry, candidate) for entry, candidate in zip(entries, candidates, strict=True)
         ]
         progress.stage(f"Measuring {len(candidates)} net(s) on {process.describe['device']}")
-        with progress.start(len(entries) * profile.timing.min_passes, "visits") as task:
-            for visit in measure_in_passes(
-                process, [reference, *(entry for _, entry in witnesses), *entries], least_s=LEAST_S
-            ):
-                if visit.entry.failure is not None:
-                    named = {id(entry): candidate.name for entry, candidate in zip(entries, candidates, strict=True)}
-                    name = named.get(id(visit.entry), "a network of the table")
-                    raise HwnasError(f"{name} cannot be measured: {visit.entry.failure}")
-                if any(visit.entry is entry for entry in entries) and visit.number < profile.timing.min_passes:
-                    task.advance(1)
+        rest = [reference, *(entry for _, entry in witnesses)]
+        for turn in range(1, ROUNDS + 1):
+            _measure(process, candidates, entries, rest, turn, progress)
+            drifts = [_drift(candidate, witnesses, table, reference) for candidate in candidates]
+            measured = [_judged(entry, drift) for entry, drift in zip(entries, drifts, strict=True)]
+            if all(_clear(candidate, now) for candidate, now in zip(candidates, measured, strict=True)):
+                break
     return [
-        _report(candidate, entry, model, _drift(candidate, witnesses, table, reference), difference)
-        for candidate, entry, difference in zip(candidates, entries, outputs, strict=True)
+        _report(candidate, entry, model, drift, difference)
+        for candidate, entry, drift, difference in zip(candidates, entries, drifts, outputs, strict=True)
     ]
+
+
+def _measure(
+    process: MeasuringProcess,
+    candidates: Sequence[Candidate],
+    entries: Sequence[Entry],
+    rest: Sequence[Entry],
+    turn: int,
+    progress: Progress,
+) -> None:
+    """One more round of visits of everything; the visits of earlier rounds are kept."""
+    timing = process.profile.timing
+    passes = turn * timing.min_passes
+    longer = timing.model_copy(update={"min_passes": passes, "max_passes": max(passes, turn * timing.max_passes // 2)})
+    named = {id(entry): candidate.name for entry, candidate in zip(entries, candidates, strict=True)}
+    due = {id(entry): max(0, passes - len(entry.visits)) for entry in entries}
+    with progress.start(sum(due.values()), "visits" if turn == 1 else "visits, for a clear verdict") as task:
+        for visit in measure_in_passes(process, [*rest, *entries], seed=turn, least_s=LEAST_S, timing=longer):
+            if visit.entry.failure is not None:
+                name = named.get(id(visit.entry), "a network of the table")
+                raise HwnasError(f"{name} cannot be measured: {visit.entry.failure}")
+            if due.get(id(visit.entry), 0) > 0:
+                due[id(visit.entry)] -= 1
+                task.advance(1)
+
+
+def _judged(entry: Entry, drift: Drift | None) -> Estimate:
+    """What was measured, at the level it is judged at."""
+    raw = estimate(entry.visits)
+    return raw if drift is None else drift.undo(raw)
+
+
+def _clear(candidate: Candidate, measured: Estimate) -> bool:
+    """Whether more measuring would change nothing: narrow enough, or all of it on one side of the budget."""
+    if candidate.budget_ms is None:
+        return measured.relative_error <= CLEAR
+    return measured.high_ms <= candidate.budget_ms or measured.low_ms > candidate.budget_ms
 
 
 def _witnesses(
@@ -245,8 +285,7 @@ def _report(
     drift: Drift | None,
     difference: tuple[float, float] | None,
 ) -> VerifyReport:
-    raw = estimate(entry.visits)
-    judged = raw if drift is None else drift.undo(raw)
+    raw, judged = estimate(entry.visits), _judged(entry, drift)
     predicted: Prediction | None = model.predict(candidate.network) if model is not None else None
     latency = predicted.latency_ms if predicted is not None else None
     budget = candidate.budget_ms

@@ -57,6 +57,7 @@ def measure_in_passes(
     *,
     seed: int = 0,
     least_s: float = 0.0,
+    timing: Timing | None = None,
 ) -> Iterator[Visit]:
     """Visits all entries pass after pass until each is tight enough; yields every visit when it is made.
 
@@ -70,8 +71,9 @@ def measure_in_passes(
         seed: of the order.
         least_s: the first `timing.min_passes` passes are spread over so many seconds, so that a few short entries
             meet several regimes of the machine too; in between the reference runs, unrecorded.
+        timing: None is the profile's.
     """
-    timing = process.profile.timing
+    timing = timing or process.profile.timing
     rng = np.random.default_rng(seed)
     references = [entry for entry in entries if entry.reference]
     started = time.monotonic()
