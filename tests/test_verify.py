@@ -21,10 +21,13 @@ from hwnas.export import export_onnx
 from hwnas.latency.build import build_table
 from hwnas.latency.table import LatencyTable
 from hwnas.measure.onnx_models import network_to_onnx
+from hwnas.measure.passes import Entry
+from hwnas.measure.process import Subject
+from hwnas.measure.statistics import estimate
 from hwnas.progress import NullProgress
 from hwnas.spaces import get_space
 from hwnas.trace import ops_of
-from hwnas.verify import Candidate, VerifyReport, verify
+from hwnas.verify import Candidate, VerifyReport, _clear, _report, verify
 
 SHAPE = (3, 16, 16)
 TINY = get_space("proxyless-tiny")
@@ -100,6 +103,19 @@ def test_the_upper_end_decides() -> None:
     (first,) = judge(candidate(budget_ms=1.0))
     for report in judge(candidate(budget_ms=first.measured_ms), candidate(budget_ms=2 * first.measured_ms)):
         assert report.within_budget == (report.measured_high_ms <= (report.budget_ms or 0))
+
+
+def test_a_budget_inside_the_interval_is_neither_kept_nor_clear() -> None:
+    """The point is within the budget, the upper end is not: that is over budget, and worth measuring on."""
+    noisy = [np.full(5, 1.0 + 0.1 * number) for number in range(12)]
+    entry = Entry(Subject("noisy", "network", bytes), visits=noisy)
+    measured = estimate(noisy)
+    assert measured.high_ms > 1.05 * measured.latency_ms
+    inside = (measured.latency_ms + measured.high_ms) / 2
+    for budget_ms, within, clear in ((inside, False, False), (1.01 * measured.high_ms, True, True)):
+        net = candidate(budget_ms=budget_ms)
+        assert _report(net, entry, None, None, None).within_budget is within
+        assert _clear(net, measured) is clear
 
 
 def test_with_a_table_it_is_judged_at_the_level_of_the_table(table: Path) -> None:
