@@ -2,9 +2,8 @@
 
 The estimate is the floor: the mean of the fastest runs of the three fastest visits. A shared machine has regimes that
 last for seconds, in which everything takes a third longer; they say nothing of the device, and the visits of two
-entries meet them differently. What an operator takes when nothing disturbs it is what adds up. (Measured on such a
-machine, 20 calibration networks: the floor predicts within 0.6 to 0.8% where the 10th percentile of the same samples
-gives 0.6 to 2.7% and the median 2 to 8%.) Operators, calibration networks and verification use the same estimator.
+entries meet them differently. What an operator takes when nothing disturbs it is what adds up. Operators,
+calibration networks and verification use the same estimator.
 """
 
 from __future__ import annotations
