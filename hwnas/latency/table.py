@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
+from hwnas.latency import trust
 from hwnas.measure.statistics import ESTIMATOR, Estimate, estimate
 from hwnas.network import Network
-from hwnas.ops import Op
 
 FORMAT = 1
 APPLICATION_ID = 0x68776E41  # "hwnA"
@@ -139,10 +139,10 @@ class LatencyTable:
             page_size = connection.execute("PRAGMA page_size").fetchone()[0]
             whole = path.stat().st_size % page_size == 0  # SQLite would fill the rest of the last page with zeros
             if not whole or connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-                raise HwnasError(_damaged(path))
+                raise HwnasError(trust.damaged(path))
             table = cls(path, connection, writable=writable)
-            if not _complete(table.header):
-                raise HwnasError(_damaged(path))
+            if not trust.complete(table.header):
+                raise HwnasError(trust.damaged(path))
             if writable:
                 connection.execute("PRAGMA journal_mode = WAL")  # a commit costs microseconds and survives kill -9
                 connection.execute("PRAGMA synchronous = NORMAL")
@@ -152,7 +152,7 @@ class LatencyTable:
             if isinstance(error, sqlite3.OperationalError):  # locked, no space, no permission: the table may be whole
                 raise HwnasError(f"cannot open the table {path}: {error}") from None
             if isinstance(error, (sqlite3.DatabaseError, UnicodeError)):
-                raise HwnasError(_damaged(path)) from None
+                raise HwnasError(trust.damaged(path)) from None
             raise
         return table
 
@@ -236,7 +236,7 @@ class LatencyTable:
     @property
     def header(self) -> dict[str, Any]:
         """What the table is bound to, and how it was made."""
-        return {key: self._document(value) for key, value in self._select("SELECT key, value FROM header")}
+        return {key: trust.document(self.path, value) for key, value in self._select("SELECT key, value FROM header")}
 
     @property
     def fingerprint(self) -> str:
@@ -256,12 +256,12 @@ class LatencyTable:
         """Samples of each visit, oldest first: ms of one execution, as the clock showed them."""
         query = """SELECT repeats, samples_ms FROM visits JOIN entries ON entry = entries.id
                    WHERE role = ? AND name = ? ORDER BY visits.id"""
-        return [self._samples(blob, repeats) for repeats, blob in self._select(query, role, name)]
+        return [trust.samples(self.path, blob, repeats) for repeats, blob in self._select(query, role, name)]
 
     def content(self, role: str, name: str) -> dict[str, Any]:
         """What an entry's row says of it."""
         ((content,),) = self._select("SELECT content FROM entries WHERE role = ? AND name = ?", role, name)
-        return dict(self._document(content))
+        return dict(trust.document(self.path, content))
 
     def drift(self) -> dict[int, float]:
         """For each session the factor that brings its times to the level of the first session, by the reference."""
@@ -269,7 +269,7 @@ class LatencyTable:
                    WHERE role = 'reference' ORDER BY visits.id"""
         levels: dict[int, list[NDArray[np.float64]]] = {}
         for session, blob in self._select(query):
-            levels.setdefault(session, []).append(self._samples(blob))
+            levels.setdefault(session, []).append(trust.samples(self.path, blob))
         known = {
             session: estimate(visits).latency_ms
             for session, visits in levels.items()
@@ -297,15 +297,15 @@ class LatencyTable:
         found = []
         for name, content in self._select("SELECT name, content FROM entries WHERE role = 'network' ORDER BY id"):
             if name in measured:
-                data = self._document(content)
+                data = trust.document(self.path, content)
                 data = data if isinstance(data, dict) else {}
                 shape, keys = data.get("input_shape", ()), data.get("ops", ())
-                if not (_list_of(int, shape) and _list_of(str, keys)):
-                    raise HwnasError(_damaged(self.path))
+                if not (trust.list_of(int, shape) and trust.list_of(str, keys)):
+                    raise HwnasError(trust.damaged(self.path))
                 try:
                     network = Network.from_json(data) if "inputs" in data else None
                 except ValueError:
-                    raise HwnasError(_damaged(self.path)) from None
+                    raise HwnasError(trust.damaged(self.path)) from None
                 found.append(MeasuredNetwork(name, tuple(shape), tuple(keys), measured[name], network))
         return found
 
@@ -316,7 +316,7 @@ class LatencyTable:
                    WHERE role = ? AND failure IS NULL ORDER BY visits.id"""
         visits: dict[str, list[NDArray[np.float64]]] = {}
         for name, session, repeats, blob in self._select(query, role):
-            samples = self._samples(blob, repeats) * drift.get(session, 1.0) - overhead_ms / repeats
+            samples = trust.samples(self.path, blob, repeats) * drift.get(session, 1.0) - overhead_ms / repeats
             visits.setdefault(name, []).append(np.maximum(samples, SHORTEST_MS))
         return {name: estimate(found) for name, found in visits.items()}
 
@@ -328,7 +328,7 @@ class LatencyTable:
         element_bytes = 2 if header["precision"] == "fp16" else 4
         rows = []
         for key in self.names("operator"):
-            op, found = self._op(key), measured.get(key)
+            op, found = trust.operator(self.path, key), measured.get(key)
             if found is None and key not in failures:
                 continue
             rate = None if found is None else op.macs * batch / found.latency_ms / 1e6
@@ -355,28 +355,7 @@ class LatencyTable:
         except sqlite3.OperationalError as error:
             raise HwnasError(f"cannot read the table {self.path}: {error}") from None
         except (sqlite3.DatabaseError, UnicodeError):
-            raise HwnasError(_damaged(self.path)) from None
-
-    # what a file says is not trusted: a table may come from anywhere
-
-    def _document(self, text: str) -> Any:
-        try:
-            return json.loads(text)
-        except (ValueError, TypeError, RecursionError):
-            raise HwnasError(_damaged(self.path)) from None
-
-    def _samples(self, blob: bytes, repeats: int = 1) -> NDArray[np.float64]:
-        if isinstance(blob, bytes) and blob and len(blob) % 8 == 0 and isinstance(repeats, int) and repeats >= 1:
-            samples = np.frombuffer(blob) / repeats
-            if np.isfinite(samples).all() and samples.min() > 0:
-                return samples
-        raise HwnasError(_damaged(self.path))
-
-    def _op(self, key: str) -> Op:
-        try:
-            return Op.parse(key)
-        except (ValueError, AttributeError):
-            raise HwnasError(_damaged(self.path)) from None
+            raise HwnasError(trust.damaged(self.path)) from None
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -389,7 +368,7 @@ class LatencyTable:
                 f"cannot write to {self.path} ({error}): free space or give another --lut; what was measured is kept"
             ) from None
         except sqlite3.DatabaseError:
-            raise HwnasError(_damaged(self.path)) from None
+            raise HwnasError(trust.damaged(self.path)) from None
         self._cache = None
 
     def start_session(self, environment: dict[str, Any]) -> int:
@@ -446,27 +425,6 @@ def _quoted(path: Path) -> str:
     from urllib.parse import quote
 
     return quote(str(path.absolute()))
-
-
-def _complete(header: dict[str, Any]) -> bool:
-    """Whether a header has what every reader relies on, of the right types."""
-    texts, counts = ("runtime", "runtime_version", "device", "precision"), ("cores", "threads", "batch_size")
-    profile = header.get("profile")
-    return (
-        all(isinstance(header.get(key), str) for key in texts)
-        and all(type(header.get(key)) is int and header[key] >= 1 for key in counts)
-        and type(header.get("created")) in (int, float)
-        and isinstance(profile, dict)
-        and isinstance(profile.get("name"), str)
-    )
-
-
-def _list_of(kind: type, value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is kind for item in value)
-
-
-def _damaged(path: Path) -> str:
-    return f"{path} is not an hwnas table or is damaged: delete it and profile again, or give another --lut"
 
 
 def list_tables(root: Path = ROOT) -> list[TableInfo]:
