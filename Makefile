@@ -64,6 +64,7 @@ test: lint dataset
 bench: $(READY)
 	$(BIN)/python benchmarks/pricing.py
 	$(BIN)/python benchmarks/prediction.py
+	$(BIN)/python benchmarks/budget_audit.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
