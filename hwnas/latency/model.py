@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hwnas.costs import Cost, Prices
+from hwnas.costs import Cost
 from hwnas.errors import HwnasError
 from hwnas.latency.calibration import Calibration, Quality, calibrate, quality
 from hwnas.latency.lowering import Lower, lowering
@@ -130,10 +130,10 @@ class LatencyModel:
                 f"run '{profile_command(space, self)}'"
             )
         calibration = self.calibration(space.input_shape)
-        fixed, slots = kernels.priced(lambda op: calibration.slope * self.operators[op.key].latency_ms)
-        prices = Prices.of(fixed + calibration.offset_ms, slots)
-        margin = 1 + calibration.upper_margin
-        return Cost("latency", prices, Prices(prices.fixed * margin, prices.choices * margin))
+        prices = kernels.prices(
+            lambda op: self.operators[op.key].latency_ms, factor=calibration.slope, offset=calibration.offset_ms
+        )
+        return Cost("latency", prices, prices.scaled(1 + calibration.upper_margin))
 
     def fits(self, space: Space) -> bool:
         """Whether every operator of the space was measured."""
