@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from .terminal import Terminal
 
 if TYPE_CHECKING:
     from hwnas.devices import DeviceProfile
-    from hwnas.ops import Op
+    from hwnas.spaces import Space
 
 DEVICE = "cpu"
 
@@ -72,7 +72,7 @@ def chosen_table(
     profile: DeviceProfile | None = None,
     *,
     given: Mapping[str, Any] | None = None,
-    ops: Iterable[Op] = (),
+    space: Space | None = None,
 ) -> Path | None:
     """The table that was named, else the newest under ``tables/`` that fits; None where there is none.
 
@@ -80,19 +80,21 @@ def chosen_table(
         lut: as typed.
         profile: only tables of this profile on this very device fit.
         given: header keys that options fixed (batch_size, threads, precision), None and others are the table's to say.
-        ops: operators that a table must hold.
+        space: whose operators a table must hold.
     """
+    from hwnas.latency.lowering import lowering
+    from hwnas.latency.slots import SpaceKernels
     from hwnas.latency.table import LatencyTable, list_tables
 
     if lut is not None:
         return lut
-    wanted = {op.key for op in ops}
     for info in list_tables():
         if profile is not None and not _fits(info.header, profile, given or {}):
             continue
-        if wanted:
+        if space is not None:
             with LatencyTable.open(info.path) as table:
-                if not wanted <= set(table.names("operator")):
+                wanted = SpaceKernels.of(space, lowering(table.header)).every()
+                if not {op.key for op in wanted} <= set(table.names("operator")):
                     continue
         terminal.default("--lut", info.path, "the newest that fits")
         return info.path

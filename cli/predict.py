@@ -88,7 +88,7 @@ def _measured(terminal: Terminal, loaded: LoadedModel, lut: Path | None, device:
         path = table_path(terminal, lut, profile)
     terminal.kept = f"every finished measurement is in {path}"
     if path.exists():
-        measure_missing(profile, path, loaded.network.ops, terminal.progress())
+        measure_missing(profile, path, loaded.network, terminal.progress())
     else:  # a new table also gets the network itself, to calibrate on
         build_table(profile, path, models={loaded.name: loaded.network}, progress=terminal.progress())
     return path

@@ -200,7 +200,7 @@ def _price(terminal: Terminal, space: Space, lut: Path | None, device: str | Non
         HwnasError: a latency budget needs a table and there is none, or it lacks operators; it names the command.
     """
     from hwnas.costs import macs_cost, params_cost
-    from hwnas.latency.model import LatencyModel, space_ops
+    from hwnas.latency.model import LatencyModel
     from hwnas.latency.table import LatencyTable
 
     costs = {"macs": macs_cost(space), "params": params_cost(space)}
@@ -208,7 +208,7 @@ def _price(terminal: Terminal, space: Space, lut: Path | None, device: str | Non
         path: Path | None = named_table(terminal, lut, device)
     else:
         profile = device_profile(terminal, device)
-        path = chosen_table(terminal, None, profile, ops=space_ops(space))
+        path = chosen_table(terminal, None, profile, space=space)
         if path is None and needed:
             command = f"hwnas profile --device {shlex.quote(device or profile.name)} {_space_options(space)}"
             raise HwnasError(f"no table under tables/ covers {space.name} on this device: make one with '{command}'")

@@ -6,7 +6,7 @@ calibration) and one price for each choice of each slot. A million architectures
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,15 @@ class Prices:
 
     fixed: float
     choices: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, fixed: float, slots: Iterable[Sequence[float]]) -> Prices:
+        """From the prices of each slot's choices, of which slots may have different numbers."""
+        rows = list(slots)
+        table = np.full((len(rows), max(map(len, rows))), np.inf)
+        for row, prices in zip(table, rows, strict=True):
+            row[: len(prices)] = prices
+        return cls(float(fixed), table)
 
     def total(self, genes: Genes) -> NDArray[np.float64]:
         """Totals of `genes` [n, slots], as an array [n]."""
@@ -78,12 +87,11 @@ class Cost:
 
 def op_prices(space: Space, price: Callable[[Op], float]) -> Prices:
     """Prices of `space` when every operator costs ``price(op)``."""
-    width = max(len(choices) for choices in space.slots)
-    table = np.full((len(space.slots), width), np.inf)
-    for slot, choices in enumerate(space.slots):
-        for choice in range(len(choices)):
-            table[slot, choice] = sum(price(op) for op in space.slot_ops(slot, choice))
-    return Prices(float(sum(price(op) for op in space.fixed_ops())), table)
+    slots = (
+        [sum(price(op) for op in space.slot_ops(slot, choice)) for choice in range(len(choices))]
+        for slot, choices in enumerate(space.slots)
+    )
+    return Prices.of(sum(price(op) for op in space.fixed_ops()), slots)
 
 
 def macs_cost(space: Space) -> Cost:

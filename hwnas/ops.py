@@ -47,9 +47,15 @@ KINDS = (
     "shuffle",
     "act",
     "affine",
+    "to_blocked",
+    "to_plain",
 )
 """What an `Op` can be. `affine` is a BatchNorm that no convolution can absorb, `mul` broadcasts (squeeze and
-excitation), `split` cuts the channels into `sections`; `shuffle` is the channel shuffle over `groups`."""
+excitation), `split` cuts the channels into `sections`; `shuffle` is the channel shuffle over `groups`. `to_blocked`
+and `to_plain` are conversions of layout that a runtime adds (`hwnas.latency.lowering`): no network has them."""
+
+PLAIN = "plain"
+"""The layout of an operator that runs on plain tensors where it could run on blocks of channels too."""
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -72,6 +78,7 @@ class Op:
         act: one of `ACTIVATIONS`, applied last (after the residual add).
         residual: adds its last input before the activation.
         sections: channels of each output of a `split`.
+        layout: empty, or `PLAIN`: set by lowering only, on operators that run in either layout.
     """
 
     kind: str
@@ -87,12 +94,15 @@ class Op:
     act: str = ""
     residual: bool = False
     sections: tuple[int, ...] = ()
+    layout: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"unknown operator kind {self.kind!r}: one of {', '.join(KINDS)}")
         if self.act not in ACTIVATIONS:
             raise ValueError(f"unknown activation {self.act!r}: one of {', '.join(a for a in ACTIVATIONS if a)}")
+        if self.layout not in ("", PLAIN):
+            raise ValueError(f"unknown layout {self.layout!r}: {PLAIN} or none")
         for shape in (*self.inputs, self.output):
             if not shape or min(shape) < 1:
                 raise ValueError(f"{self.kind}: shape {shape} has a dimension below 1")
@@ -200,6 +210,11 @@ class Op:
         """A BatchNorm that stands alone at deployment (before a convolution, as in DenseNet)."""
         return cls("affine", (shape,), shape, norm=True, act=act)
 
+    @classmethod
+    def conversion(cls, shape: Shape, *, blocked: bool) -> Op:
+        """A tensor brought to the blocked layout, or back to the plain one."""
+        return cls("to_blocked" if blocked else "to_plain", (shape,), shape)
+
     # -- what they cost ----------------------------------------------------------------------------------------------
 
     @property
@@ -260,6 +275,10 @@ class Op:
             return replace(self, norm=False, bias=True)
         return self
 
+    def in_layout(self, layout: str) -> Op:
+        """The same operator, in `layout`."""
+        return replace(self, layout=layout)
+
     @property
     def key(self) -> str:
         """Canonical readable key of the deployed operator; `parse` reads it."""
@@ -285,6 +304,8 @@ class Op:
             parts.append("add")
         if self.act:
             parts.append(self.act)
+        if self.layout:
+            parts.append(self.layout)
         return " ".join(parts)
 
     @classmethod
@@ -364,6 +385,8 @@ def _parse(key: str) -> Op:
             op = replace(op, bias=True)
         elif part == "add":
             op = replace(op, residual=True)
+        elif part == PLAIN:
+            op = replace(op, layout=PLAIN)
         elif part in ACTIVATIONS:
             op = replace(op, act=part)
         elif match := _FIELD.match(part):

@@ -6,11 +6,14 @@ Their MACs and parameters are pinned in `tests/golden/zoo.toml`.
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hwnas.errors import UsageError
 from hwnas.network import Network
-from hwnas.spaces.mobile import MBConv, MobileNet
+from hwnas.spaces import Arch, get_space
+from hwnas.spaces.chain import ChainSpace, ConvSpec, NetSpec, Stage, slots_of
+from hwnas.spaces.mobile import MBConv
 
 if TYPE_CHECKING:
     import torch
@@ -21,30 +24,64 @@ _MOBILENET_V2_STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 
 """(expansion, width, layers, first stride) of Sandler et al. 2018, table 2."""
 
 
-def _mobilenet_v2() -> MobileNet:
+def _mobile(stem: int, blocks: list[MBConv], head: int, *, dropout: float = 0.0, norm_eps: float = 1e-5) -> NetSpec:
+    return NetSpec(
+        (3, 224, 224),
+        1000,
+        ConvSpec("stem", 3, stem, kernel=3, stride=2, act="relu6"),
+        tuple(blocks),
+        ConvSpec("head", blocks[-1].cout, head, act="relu6"),
+        dropout=dropout,
+        norm_eps=norm_eps,
+    )
+
+
+def _mobilenet_v2() -> NetSpec:
     blocks, width = [], 32
     for expand, cout, layers, stride in _MOBILENET_V2_STAGES:
         for layer in range(layers):
             blocks.append(MBConv(3, expand, width, cout, stride if layer == 0 else 1))
             width = cout
-    return MobileNet((3, 224, 224), 1000, 32, tuple(blocks), 1280, dropout=0.2, norm_eps=1e-5)
+    return _mobile(32, blocks, 1280, dropout=0.2)
 
 
-def _proxyless(widths: tuple[int, ...], layers: str) -> MobileNet:
+def _proxyless(widths: tuple[int, ...], layers: str) -> NetSpec:
     """A published ProxylessNAS net: `widths` of stem, first block, stages and head, layers as kernel/expansion."""
     stem, first, *stages, head = widths
-    blocks, width = [MBConv(3, 1, stem, first)], first
     strides = (2, 2, 2, 1, 2, 1)
-    for cout, stride, stage in zip(stages, strides, layers.split("|"), strict=True):
-        for layer, text in enumerate(stage.split()):
-            if text != "-":
-                kernel, expand = map(int, text.split("/"))
-                blocks.append(MBConv(kernel, expand, width, cout, stride if layer == 0 else 1))
-            width = cout
-    return MobileNet((3, 224, 224), 1000, stem, tuple(blocks), head, norm_eps=1e-3)
+    table = [
+        Stage(width, len(texts.split()), stride)
+        for width, stride, texts in zip(stages, strides, layers.split("|"), strict=True)
+    ]
+    blocks = [MBConv(3, 1, stem, first)]
+    for text, (cin, cout, stride) in zip(layers.replace("|", "").split(), slots_of(table, first), strict=True):
+        if text != "-":
+            kernel, expand = map(int, text.split("/"))
+            blocks.append(MBConv(kernel, expand, cin, cout, stride))
+    return _mobile(stem, blocks, head, norm_eps=1e-3)
 
 
-ZOO: dict[str, MobileNet] = {
+def _of_space(name: str, choices: list[str]) -> NetSpec:
+    """The architecture of the space `name` that takes `choices`."""
+    space = get_space(name)
+    assert isinstance(space, ChainSpace)
+    genes = (names.index(choice) for names, choice in zip(space.slots, choices, strict=True))
+    return space.net(Arch(name, tuple(genes)))
+
+
+def _fbnet(layers: str, head: int = 1984) -> NetSpec:
+    """A published FBNet: layers as kernel and widening, e.g. ``5e1g2``."""
+    names = ["skip" if layer == "skip" else f"k{layer}" for layer in layers.replace("|", "").split()]
+    net = _of_space("fbnet", names)
+    return replace(net, head=replace(net.head, cout=head))
+
+
+def _spos(blocks: str) -> NetSpec:
+    """A published net of SPOS: one character a block, the kernel or ``x``."""
+    return _of_space("spos-shufflenet", [f"choice_{block}" for block in blocks.replace(" ", "")])
+
+
+ZOO: dict[str, NetSpec] = {
     "mobilenet-v2": _mobilenet_v2(),
     # The layers of the two ProxylessNAS nets as in osmr/imgclsmob; the official repository only downloads them.
     "proxyless-r-mobile": _proxyless(
@@ -55,11 +92,27 @@ ZOO: dict[str, MobileNet] = {
         (40, 24, 32, 56, 112, 128, 256, 432, 1728),
         "5/3 - - - | 7/3 - - 3/3 | 7/6 - - 5/3 | 5/6 - 3/3 5/3 | 7/6 7/6 7/6 5/6 | 7/6",
     ),
+    # FBNets with the operators of the paper; Facebook's later code (mobile-vision) drops the first 1x1 convolution at
+    # expansion 1, and has another B.
+    "fbnet-a": _fbnet(
+        "skip | 3e3 3e1 skip skip | 5e6 3e3 5e1 3e3 | 5e6 5e3 5e1g2 5e6 | 3e6 5e1g2 5e3 3e1g2 | 5e6 5e6 5e3 5e6 | 5e6",
+        head=1504,
+    ),
+    "fbnet-b": _fbnet(
+        "3e1 | 3e6 5e1 3e1 3e1 | 5e6 5e3 3e6 5e6 | 5e6 5e1 skip 5e3 | 5e6 3e1 5e1 5e3 | 5e6 5e1 5e6 5e6 | 3e6"
+    ),
+    "fbnet-c": _fbnet(
+        "3e1 | 3e6 skip 3e1 3e1 | 5e6 5e3 5e6 3e6 | 5e6 5e3 5e6 5e6 | 5e6 5e6 5e6 5e3 | 5e6 5e6 5e6 5e6 | 3e6"
+    ),
+    # The found architectures of SPOS: of megvii's ShuffleNet-Series (`OneShot/network.py`) and of SinglePathOneShot's
+    # README.
+    "spos-319m": _spos("33x5 5533 73755373 75x7"),
+    "spos-323m": _spos("7535 7373 737x3333 x7xx"),
 }
 """Every net by the name that is typed after ``zoo:``."""
 
 
-def zoo_net(name: str) -> MobileNet:
+def zoo_net(name: str) -> NetSpec:
     """The table of the published net `name`.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from hwnas.costs import macs_cost
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
 from hwnas.latency.calibration import Quality
-from hwnas.latency.model import LatencyModel, space_ops
+from hwnas.latency.lowering import Lower, blocked_tensors, lowering
+from hwnas.latency.model import LatencyModel
+from hwnas.latency.slots import SpaceKernels
 from hwnas.latency.table import LatencyTable
 from hwnas.measure.lock import device_lock
 from hwnas.measure.onnx_models import network_to_onnx, op_to_onnx
@@ -112,36 +114,39 @@ def build_table(
         HwnasError: the table belongs to another set-up or cannot be written, the device cannot be measured.
     """
     models = dict(models or {})
-    ops = [op for space in spaces for op in space_ops(space)]
-    ops += [op for network in models.values() for op in network.ops]
+
+    def kernels(lower: Lower) -> list[Op]:
+        found = [op for space in spaces for op in SpaceKernels.of(space, lower).every()]
+        return found + [op for network in models.values() for op in lower(network)]
+
     networks = {name: network for name, network in models.items() if not network.unknown}
     for space in spaces:
         for index, arch in enumerate(calibration_archs(space, CALIBRATION_NETWORKS)):
             networks[f"{space.name} #{index}"] = space.network(arch)
     unknown = tuple(dict.fromkeys(name for network in models.values() for name in network.unknown))
-    return _measure(profile, path, ops, networks, progress, unknown)
+    return _measure(profile, path, kernels, networks, progress, unknown)
 
 
-def measure_missing(profile: DeviceProfile, path: Path, ops: Iterable[Op], progress: Progress) -> BuildReport:
-    """Measures the operators of `ops` that the table lacks, without adding calibration networks."""
-    return _measure(profile, path, list(ops), {}, progress, ())
+def measure_missing(profile: DeviceProfile, path: Path, network: Network, progress: Progress) -> BuildReport:
+    """Measures what the table lacks of `network`'s kernels, without adding calibration networks."""
+    return _measure(profile, path, lambda lower: lower(network), {}, progress, ())
 
 
 def _measure(
     profile: DeviceProfile,
     path: Path,
-    ops: Sequence[Op],
+    kernels: Callable[[Lower], Sequence[Op]],
     networks: Mapping[str, Network],
     progress: Progress,
     unknown: tuple[str, ...],
 ) -> BuildReport:
     started = time.monotonic()
-    wanted = {op.key: op for op in dict.fromkeys(op.deployed() for op in ops)}
     with (
         device_lock(profile.device, progress),
         MeasuringProcess(profile) as process,
         LatencyTable.open_or_create(path, profile, process.describe) as table,
     ):
+        wanted = {op.key: op for op in kernels(lowering(process.describe))}
         entries, todo = _entries(table, profile, wanted, networks)
         if todo:
             _run_passes(table, profile, process, entries, len(todo), progress)
@@ -172,7 +177,7 @@ def _entries(
     table: LatencyTable, profile: DeviceProfile, wanted: Mapping[str, Op], networks: Mapping[str, Network]
 ) -> tuple[dict[tuple[str, str], Entry], list[tuple[str, str]]]:
     """Entries by (role, name), and those of them that still need measuring (the reference only keeps them company)."""
-    batch = profile.batch_size
+    batch, block = profile.batch_size, int(table.header.get("channel_block", 0))
     subjects: dict[tuple[str, str], Subject] = {}
     content: dict[tuple[str, str], dict[str, Any]] = {}
     plain = {("reference", "reference"): reference_network(), ("overhead", "overhead"): overhead_network()}
@@ -190,7 +195,7 @@ def _entries(
         subjects["operator", key] = Subject(
             f"operator {key}",
             "operator",
-            lambda op=op: op_to_onnx(op, batch_size=batch),  # type: ignore[misc]
+            lambda op=op: op_to_onnx(op, batch_size=batch, blocked=blocked_tensors(op, block)),  # type: ignore[misc]
             4 * op.traffic_bytes(4, batch),
         )
         content["operator", key] = {}

@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hwnas.costs import Cost, Prices, op_prices
+from hwnas.costs import Cost, Prices
 from hwnas.errors import HwnasError
 from hwnas.latency.calibration import Calibration, Quality, calibrate, quality
-from hwnas.latency.table import LatencyTable
+from hwnas.latency.lowering import Lower, lowering
+from hwnas.latency.slots import SpaceKernels
+from hwnas.latency.table import LatencyTable, MeasuredNetwork
 from hwnas.measure.statistics import Estimate
 from hwnas.network import Network
 from hwnas.ops import Op, Shape
@@ -58,16 +60,22 @@ class LatencyModel:
         self.header = table.header
         self.operators: dict[str, Estimate] = table.operators()
         self.failures = table.failures()
+        self.lower: Lower = lowering(self.header)
         groups: dict[Shape, list[tuple[float, float]]] = {}
         for network in table.networks():
-            if all(key in self.operators for key in network.keys):
-                pair = (self._sum(network.keys), network.measured.latency_ms)
+            keys = self._keys(network)
+            if all(key in self.operators for key in keys):
+                pair = (self._sum(keys), network.measured.latency_ms)
                 groups.setdefault(network.input_shape, []).append(pair)
         self.calibrations: dict[Shape, Calibration] = {
             shape: calibrate(*zip(*pairs, strict=True)) for shape, pairs in groups.items() if len(pairs) >= MIN_GROUP
         }
         everything = [pair for pairs in groups.values() for pair in pairs]
         self.pooled = calibrate([x for x, _ in everything], [y for _, y in everything])
+
+    def _keys(self, network: MeasuredNetwork) -> tuple[str, ...]:
+        """What a calibration network's latency is the sum of."""
+        return network.keys if network.network is None else tuple(op.key for op in self.lower(network.network))
 
     def _sum(self, keys: Iterable[str]) -> float:
         return sum(self.operators[key].latency_ms for key in keys)
@@ -83,7 +91,7 @@ class LatencyModel:
     def predict(self, network: Network) -> Prediction:
         """Predicts a network. What is missing is named, and then there is no latency."""
         calibration = self.calibration(network.input_shape)
-        counts = Counter(op.deployed() for op in network.ops)
+        counts = Counter(self.lower(network))
         found, missing = [], []
         for op, count in counts.items():
             known = self.operators.get(op.key)
@@ -112,7 +120,8 @@ class LatencyModel:
         Raises:
             HwnasError: the table lacks an operator of the space; it names the command that measures it.
         """
-        missing = self.missing(space_ops(space))
+        kernels = SpaceKernels.of(space, self.lower)
+        missing = self.missing(kernels.every())
         if missing:
             failed = [f"{key}: {self.failures[key]}" for key in missing if key in self.failures]
             why = f"; failed: {failed[0]}" if failed else ""
@@ -121,23 +130,14 @@ class LatencyModel:
                 f"run '{profile_command(space, self)}'"
             )
         calibration = self.calibration(space.input_shape)
-        raw = op_prices(space, lambda op: calibration.slope * self.operators[op.key].latency_ms)
-        prices = Prices(raw.fixed + calibration.offset_ms, raw.choices)
+        fixed, slots = kernels.priced(lambda op: calibration.slope * self.operators[op.key].latency_ms)
+        prices = Prices.of(fixed + calibration.offset_ms, slots)
         margin = 1 + calibration.upper_margin
         return Cost("latency", prices, Prices(prices.fixed * margin, prices.choices * margin))
 
     def fits(self, space: Space) -> bool:
         """Whether every operator of the space was measured."""
-        return not self.missing(space_ops(space))
-
-
-def space_ops(space: Space) -> list[Op]:
-    """Every operator that an architecture of the space can have, each once."""
-    found = dict.fromkeys(space.fixed_ops())
-    for slot, choices in enumerate(space.slots):
-        for choice in range(len(choices)):
-            found.update(dict.fromkeys(space.slot_ops(slot, choice)))
-    return list(dict.fromkeys(op.deployed() for op in found))
+        return not self.missing(SpaceKernels.of(space, self.lower).every())
 
 
 def profile_command(space: Space, model: LatencyModel) -> str:

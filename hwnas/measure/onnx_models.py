@@ -27,6 +27,9 @@ OPSET = 20
 BIAS_STD = 0.1
 """Spread of biases: revives activations that a deep net without normalisation would let die."""
 
+BLOCKED = "hwnas.blocked"
+"""Key of a model's metadata: which of its tensors are in blocks of channels, by name."""
+
 POOL_SIZE = 65_537
 """Random numbers that weights are cut from; a prime, so that no two filters of a layer are alike."""
 
@@ -49,9 +52,15 @@ def network_to_onnx(network: Network, *, batch_size: int = 1, seed: int = 0) -> 
     return writer.model([("output", name, shape)])
 
 
-def op_to_onnx(op: Op, *, batch_size: int = 1, seed: int = 0) -> bytes:
-    """One operator as a serialised ONNX model with inputs "input0", "input1", … and outputs "output0", …"""
+def op_to_onnx(op: Op, *, batch_size: int = 1, seed: int = 0, blocked: Sequence[str] = ()) -> bytes:
+    """One operator as a serialised ONNX model with inputs "input0", "input1", … and outputs "output0", …
+
+    `blocked` names those tensors that a network has in blocks of channels (`hwnas.latency.lowering`); the model says so
+    to the runtime that times it.
+    """
     writer = _Writer(batch_size, seed)
+    if blocked:
+        writer.metadata[BLOCKED] = " ".join(blocked)
     fed = [writer.input(f"input{index}", shape) for index, shape in enumerate(op.inputs)]
     results = zip(writer.write(op, fed), op.outputs, strict=True)
     return writer.model([(f"output{index}", name, shape) for index, (name, shape) in enumerate(results)])
@@ -67,6 +76,7 @@ class _Writer:
         self.inputs: list[onnx.ValueInfoProto] = []
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
+        self.metadata: dict[str, str] = {}
 
     def input(self, name: str, shape: Shape) -> str:
         self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, (self.batch_size, *shape)))
@@ -132,6 +142,7 @@ class _Writer:
         graph = helper.make_graph(self.nodes, "hwnas", self.inputs, results, list(self.initializers.values()))
         opset = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="hwnas")
+        helper.set_model_props(model, self.metadata)
         if model.ByteSize() >= 2**31:
             raise HwnasError("the network is larger than an ONNX file can be (2 GiB): choose a smaller one")
         serialized: bytes = model.SerializeToString()
@@ -223,4 +234,6 @@ _WRITERS: dict[str, Callable[[_Writer, Op, list[str]], list[str]]] = {
     "shuffle": _write_shuffle,
     "act": lambda _writer, _, inputs: inputs,
     "affine": _write_affine,
+    "to_blocked": lambda _writer, _, inputs: inputs,
+    "to_plain": lambda _writer, _, inputs: inputs,
 }

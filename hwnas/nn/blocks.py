@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hwnas.spaces.mobile import ConvSpec, MBConv, MobileNet
+from hwnas.spaces.chain import Block, ConvSpec, NetSpec, ShuffleSpec
+from hwnas.spaces.mobile import MBConv, Pointwise
+from hwnas.spaces.shufflenet import ShuffleBlock
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"": nn.Identity, "relu6": nn.ReLU6}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"": nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6}
+
+Norm = Callable[[int], nn.BatchNorm2d]
+"""Makes the BatchNorm of so many channels."""
 
 
 class ConvNormAct(nn.Module):
     """A convolution without bias, BatchNorm and the activation that the table names."""
 
-    def __init__(self, spec: ConvSpec, norm_eps: float) -> None:
+    def __init__(self, spec: ConvSpec, norm: Norm) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
             spec.cin, spec.cout, spec.kernel, spec.stride, spec.kernel // 2, groups=spec.groups, bias=False
         )
-        self.norm = nn.BatchNorm2d(spec.cout, eps=norm_eps)
+        self.norm = norm(spec.cout)
         self.act = ACTIVATIONS[spec.act]()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,14 +36,31 @@ class ConvNormAct(nn.Module):
         return y
 
 
-class Bottleneck(nn.Module):
-    """The module of an `MBConv`: expand (absent at expansion 1), depthwise, project, and the residual if it has one."""
+class ChannelShuffle(nn.Module):
+    """The channel shuffle over `groups`, spelled so that it exports as reshape, transpose, reshape at any batch."""
 
-    def __init__(self, block: MBConv, norm_eps: float) -> None:
+    def __init__(self, groups: int) -> None:
         super().__init__()
-        self.convs = nn.Sequential()
-        for conv in block.convs():
-            self.convs.add_module(conv.name, ConvNormAct(conv, norm_eps))
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.unflatten(x, 1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def _chain(layers: Iterable[ConvSpec | ShuffleSpec], norm: Norm) -> nn.Sequential:
+    chain = nn.Sequential()
+    for layer in layers:
+        module = ChannelShuffle(layer.groups) if isinstance(layer, ShuffleSpec) else ConvNormAct(layer, norm)
+        chain.add_module(layer.name, module)
+    return chain
+
+
+class Bottleneck(nn.Module):
+    """The module of an `MBConv`: its layers, and the residual if it has one."""
+
+    def __init__(self, block: MBConv, norm: Norm) -> None:
+        super().__init__()
+        self.convs = _chain((*block.layers(), block.project), norm)
         self.residual = block.residual
 
     @property
@@ -48,6 +73,38 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.convs(x)
         return y + x if self.residual else y
+
+
+class ShuffleUnit(nn.Module):
+    """The module of a `ShuffleBlock`."""
+
+    def __init__(self, block: ShuffleBlock, norm: Norm) -> None:
+        super().__init__()
+        # Into as many groups as there are pairs: the even channels come first, then the odd ones.
+        self.shuffle = ChannelShuffle(block.cin // 2) if block.stride == 1 else None
+        self.projection = _chain(block.projection(), norm)
+        self.main = _chain(block.main(), norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, entry = (x, x) if self.shuffle is None else self.shuffle(x).chunk(2, 1)
+        return torch.cat((self.projection(kept), self.main(entry)), 1)
+
+
+MODULES: dict[type[Block], Callable[[Any, Norm], nn.Module]] = {
+    MBConv: Bottleneck,
+    Pointwise: lambda block, norm: ConvNormAct(block.conv, norm),
+    ShuffleBlock: ShuffleUnit,
+}
+"""The module of each kind of block."""
+
+
+def block_module(block: Block, norm_eps: float, *, affine: bool = True) -> nn.Module:
+    """The module of `block`; `affine` says whether its BatchNorms have scale and shift."""
+    return MODULES[type(block)](block, _norm(norm_eps, affine))
+
+
+def _norm(eps: float, affine: bool) -> Norm:
+    return partial(nn.BatchNorm2d, eps=eps, affine=affine)
 
 
 class ChainNet(nn.Module):
@@ -64,19 +121,22 @@ class ChainNet(nn.Module):
         return y
 
 
-def chain_net(net: MobileNet, *, generator: torch.Generator | None = None) -> ChainNet:
-    """The module of `net` with fresh weights drawn from `generator` (None: torch's default generator)."""
+def chain_modules(net: NetSpec, *, affine: bool = True) -> ChainNet:
+    """The module of `net` with whatever weights torch gives it; `affine` as in `block_module`."""
+    norm = _norm(net.norm_eps, affine)
     head = nn.Sequential()
-    head.add_module("conv", ConvNormAct(net.head_conv, net.norm_eps))
+    head.add_module("conv", ConvNormAct(net.head, norm))
     head.add_module("pool", nn.AdaptiveAvgPool2d(1))
     head.add_module("flatten", nn.Flatten())
     head.add_module("dropout", nn.Dropout(net.dropout))
-    head.add_module("classifier", nn.Linear(net.head, net.num_classes))
-    module = ChainNet(
-        ConvNormAct(net.stem_conv, net.norm_eps),
-        nn.Sequential(*(Bottleneck(block, net.norm_eps) for block in net.blocks)),
-        head,
-    )
+    head.add_module("classifier", nn.Linear(net.head.cout, net.num_classes, bias=net.bias))
+    blocks = (block_module(block, net.norm_eps, affine=affine) for block in net.blocks)
+    return ChainNet(ConvNormAct(net.stem, norm), nn.Sequential(*blocks), head)
+
+
+def chain_net(net: NetSpec, *, generator: torch.Generator | None = None) -> ChainNet:
+    """The module of `net` with fresh weights drawn from `generator` (None: torch's default generator)."""
+    module = chain_modules(net)
     init_weights(module, generator=generator)
     return module
 
@@ -84,7 +144,7 @@ def chain_net(net: MobileNet, *, generator: torch.Generator | None = None) -> Ch
 def init_weights(
     module: nn.Module, *, generator: torch.Generator | None = None, zero_init_residual: bool = False
 ) -> None:
-    """Draws all weights anew, as is usual for this family: He (fan out) for convolutions, N(0, 0.01) for linear layers.
+    """Draws all weights anew, as is usual for these nets: He (fan out) for convolutions, N(0, 0.01) for linear layers.
 
     Args:
         module: changed in place.
@@ -99,8 +159,20 @@ def init_weights(
             part.reset_parameters()
         elif isinstance(part, nn.Linear):
             nn.init.normal_(part.weight, std=0.01, generator=generator)
-            nn.init.zeros_(part.bias)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
     if zero_init_residual:
         for part in module.modules():
             if isinstance(part, Bottleneck) and part.residual:
                 nn.init.zeros_(part.last_norm.weight)
+
+
+def with_scale_and_shift(module: nn.Module) -> None:
+    """Gives every BatchNorm that has none a scale of one and a shift of zero: the same output, and both can learn."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d) and not part.affine:
+            like = part.running_mean
+            assert like is not None
+            part.affine = True
+            part.weight = nn.Parameter(torch.ones_like(like))
+            part.bias = nn.Parameter(torch.zeros_like(like))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from hwnas.nn.blocks import ChainNet
+from hwnas.nn.blocks import ChainNet, with_scale_and_shift
 
 if TYPE_CHECKING:
     from hwnas.spaces.base import Arch, Space
@@ -21,6 +21,9 @@ class SinglePathSupernet(nn.Module):
     What a path does not touch gets no gradient (`grad` stays None, so that an optimizer leaves it alone: neither weight
     decay nor momentum moves it), provided that gradients are cleared to None between steps, as torch does by default.
     Parameters are named by slot and choice (``slots.3.k5e6.convs.expand.conv.weight``).
+
+    The BatchNorms of its modules may have no scale and shift, as SPOS trains its own space; those of an extracted
+    architecture always do, beginning at one and zero, to be fine-tuned.
 
     Args:
         space: what the slots belong to; it judges architectures.
@@ -75,4 +78,6 @@ class SinglePathSupernet(nn.Module):
             HwnasError: the architecture is not of this space.
         """
         self.space.check(arch)
-        return deepcopy(ChainNet(self.stem, nn.Sequential(*self.fixed, *self.path(arch.genes)), self.head))
+        module = deepcopy(ChainNet(self.stem, nn.Sequential(*self.fixed, *self.path(arch.genes)), self.head))
+        with_scale_and_shift(module)
+        return module

@@ -14,7 +14,8 @@ from hwnas.errors import HwnasError, UsageError
 from hwnas.spaces import SPACES, Arch, arch_from_json, get_space
 from hwnas.trace import ops_of
 
-GOLDEN = tomllib.loads((Path(__file__).parents[1] / "golden" / "zoo.toml").read_text())["space"]
+_FILE = tomllib.loads((Path(__file__).parents[1] / "golden" / "zoo.toml").read_text())
+GOLDEN, BLOCKS = _FILE["space"], _FILE["blocks"]
 NAMES = list(SPACES)
 
 
@@ -27,13 +28,25 @@ def test_golden_numbers(name: str) -> None:
     space, golden = get_space(name), GOLDEN[name]
     prices = macs_cost(space).prices
     assert len(space.slots) == golden["slots"]
+    assert space.size == golden["size"]
     assert sum("skip" in choices for choices in space.slots) == golden["skippable"]
     assert prices.total_of(prices.cheapest()) == golden["least_macs"]
     assert prices.total_of(prices.dearest()) == golden["most_macs"]
 
 
-def test_the_size_of_the_proxyless_space() -> None:
-    assert get_space("proxyless").size == 7**15 * 6**6
+def test_blocks_of_the_spos_space_have_the_macs_of_the_published_code() -> None:
+    space, golden = get_space("spos-shufflenet"), BLOCKS["spos-shufflenet"]
+    slot = 0
+    for width, layers in ((64, 4), (160, 4), (320, 8), (640, 4)):
+        for layer in range(layers):
+            wanted = golden["others" if layer else "first"][str(width)]
+            found = [sum(op.macs for op in space.slot_ops(slot, choice)) / 1e6 for choice in range(4)]
+            assert found == pytest.approx(wanted, abs=6e-4)
+            slot += 1
+    fixed = [op.macs / 1e6 for op in space.fixed_ops() if op.macs]
+    assert [*fixed, sum(fixed)] == pytest.approx([golden[k] for k in ("stem", "head", "classifier", "fixed")], abs=6e-3)
+    for choice, wanted in enumerate(golden["uniform"]):
+        assert space.network(Arch(space.name, (choice,) * 20)).macs / 1e6 == pytest.approx(wanted, abs=6e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -127,7 +140,7 @@ def test_hostile_architectures_are_refused(data: Any) -> None:
 def test_unknown_names_and_sizes_say_what_would_do() -> None:
     with pytest.raises(UsageError, match=r"did you mean 'proxyless-tiny'"):
         get_space("proxyles-tiny")
-    with pytest.raises(UsageError, match=r"images of 28 to 64 pixels, not 224; proxyless would do"):
+    with pytest.raises(UsageError, match=r"images of 28 to 64 pixels, not 224; proxyless, fbnet, spos-shufflenet would do"):
         get_space("proxyless-tiny", image_size=224)
     with pytest.raises(UsageError, match=r"28 to 64 pixels, not 8$"):
         get_space("proxyless-tiny", image_size=8)

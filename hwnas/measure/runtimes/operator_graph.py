@@ -1,57 +1,74 @@
 """One operator as it runs inside a network of ONNX Runtime.
 
 Measured alone, a convolution pays for turning its input into the runtime's blocked layout and its output back, which
-it does not pay inside a network. So the operator is put between anchors (1x1 depthwise convolutions, which the runtime
-always runs in its blocked layout), its own optimiser transforms the whole, and what it put BETWEEN the anchors is what
-is timed: fused, in the layout of a network, with conversions only where the operator itself forces them. That
-core is repeated, each copy with weights of its own, so that one run is long against the clock.
+it does not pay inside a network. So before each input that a network has in blocks stands an anchor (a 1x1 convolution,
+which the runtime runs in blocks), the runtime's own optimiser transforms the whole, and what it put behind the anchors
+is what is timed, without the conversion of a blocked output: fused, in the layout of a network. Conversions that a
+network does pay are operators of their own (`hwnas.latency.lowering`). That core is repeated, each copy with weights of
+its own, so that one run is long against the clock.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-IMAGE_CHANNELS = 4
-"""Inputs with up to so many channels are images: a network gets them in the plain layout."""
+from hwnas.measure.onnx_models import BLOCKED
+
+ALIGNMENT = 4
+"""The runtime runs depthwise convolutions in blocks where their channels are a multiple of it."""
+
+FEED = 16
+"""Channels that feed an anchor of other widths."""
 
 ShapesOf = Callable[[onnx.ModelProto], list[tuple[int, ...]]]
 
 
-def anchored(model: bytes) -> onnx.ModelProto:
-    """The one-operator model with an anchor at each image-shaped input and output."""
+def anchored(model: bytes) -> tuple[onnx.ModelProto, frozenset[str]]:
+    """The one-operator model with an anchor before each input that a network has in blocks of channels.
+
+    Which tensors these are the model says (`hwnas.measure.onnx_models.BLOCKED`). Returns the names of such outputs too.
+    """
     proto = onnx.load_from_string(model)
     graph = proto.graph
-    first, last = [], []
+    blocked = frozenset({item.key: item.value.split() for item in proto.metadata_props}.get(BLOCKED, ()))
+    anchors = []
     for value in graph.input:
-        if len(_dims(value)) == 4 and _dims(value)[1] > IMAGE_CHANNELS:
+        if value.name in blocked:
             inner = f"{value.name}_anchored"
             _rename(graph, value.name, inner)
-            # its own activation keeps the runtime from fusing the operator's addition or activation into the anchor
-            first += _anchor(graph, value.name, inner, _dims(value)[1], "Tanh")
+            channels = _dims(value)[1]
+            if channels % ALIGNMENT:
+                value.type.tensor_type.shape.dim[1].dim_value = FEED
+            anchors += _anchor(graph, value.name, inner, channels)
+    after = []
     for value in graph.output:
-        if len(_dims(value)) == 4:
+        if value.name in blocked and all(node.op_type == "Identity" for node in graph.node):  # a conversion to blocks
             inner = f"{value.name}_inner"
             _rename(graph, value.name, inner)
-            last += _anchor(graph, inner, value.name, _dims(value)[1], "")
-    nodes = [*first, *graph.node, *last]
+            after += _anchor(graph, inner, value.name, _dims(value)[1])
+    nodes = [*anchors, *graph.node, *after]
     del graph.node[:]
     graph.node.extend(nodes)
-    return proto
+    return proto, blocked & {value.name for value in graph.output}
 
 
-def _anchor(graph: onnx.GraphProto, source: str, target: str, channels: int, act: str) -> list[onnx.NodeProto]:
-    weight = f"{target}_anchor"
-    graph.initializer.append(helper.make_tensor(weight, TensorProto.FLOAT, (channels, 1, 1, 1), [1.0] * channels))
-    inner = f"{target}_plain" if act else target
-    nodes = [helper.make_node("Conv", [source, weight], [inner], kernel_shape=[1, 1], group=channels)]
-    if act:
-        nodes.append(helper.make_node(act, [inner], [target]))
-    return nodes
+def _anchor(graph: onnx.GraphProto, source: str, target: str, channels: int) -> list[onnx.NodeProto]:
+    """A convolution by ones that gives so many channels, from as many or from `FEED`."""
+    depthwise = channels % ALIGNMENT == 0
+    weight, inner = f"{target}_anchor", f"{target}_plain"
+    shape = (channels, 1 if depthwise else FEED, 1, 1)
+    graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), weight))
+    # its own activation keeps the runtime from fusing the operator's addition or activation into the anchor
+    return [
+        helper.make_node("Conv", [source, weight], [inner], kernel_shape=[1, 1], group=channels if depthwise else 1),
+        helper.make_node("Tanh", [inner], [target]),
+    ]
 
 
 def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
@@ -62,7 +79,7 @@ def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """What the runtime put between the anchors.
+    """What the runtime put behind the anchors.
 
     Attributes:
         source: the optimised model it was cut from (initialisers, opsets).
@@ -80,18 +97,26 @@ class Core:
         return repeated(self, repeats)
 
 
-def between_anchors(optimised: onnx.ModelProto, shapes_of: ShapesOf) -> Core:
-    """Cuts the core out of an optimised model. `shapes_of` runs a model and returns its outputs' shapes."""
+def core_of(optimised: onnx.ModelProto, ends: Collection[str], shapes_of: ShapesOf) -> Core:
+    """Cuts the core out of an optimised model.
+
+    Args:
+        optimised: what the runtime made of the anchored model.
+        ends: its outputs that a network has in blocks.
+        shapes_of: runs a model and returns its outputs' shapes.
+    """
     nodes = list(optimised.graph.node)
     producer = {name: node for node in nodes for name in node.output}
     fixed = {value.name: value for value in optimised.graph.initializer}
     outputs = []
     for value in optimised.graph.output:
-        # behind the last anchor the runtime may have put a conversion back to the plain layout: walk up to the anchor
-        anchor = producer[value.name]
-        while anchor.op_type == "ReorderOutput":
-            anchor = producer[anchor.input[0]]
-        outputs.append(anchor.input[0] if _is_anchor(anchor, fixed) else value.name)
+        name = value.name
+        if name in ends:
+            if producer[name].op_type == "ReorderOutput":  # only the end of the graph asks for it
+                name = producer[name].input[0]
+            if _is_anchor(producer[name], fixed):
+                name = producer[name].input[0]
+        outputs.append(name)
     core: list[onnx.NodeProto] = []
     inputs: list[str] = []
     seen: set[str] = set()
@@ -128,7 +153,7 @@ def between_anchors(optimised: onnx.ModelProto, shapes_of: ShapesOf) -> Core:
 
 
 def _is_anchor(node: onnx.NodeProto, weights: dict[str, TensorProto]) -> bool:
-    """A depthwise 1x1 convolution without bias whose weights are one (or the zeros that fill a block of channels).
+    """A 1x1 convolution without bias whose weights are one (or the zeros that fill a block of channels).
 
     The runtime turns a BatchNorm into such a convolution too, but with a bias; weights of operators are random. In the
     plain layout it calls a convolution with an activation `FusedConv`.
@@ -136,7 +161,7 @@ def _is_anchor(node: onnx.NodeProto, weights: dict[str, TensorProto]) -> bool:
     if node.op_type not in ("Conv", "FusedConv") or len(node.input) != 2 or node.input[1] not in weights:
         return False
     weight = weights[node.input[1]]
-    if len(weight.dims) != 4 or tuple(weight.dims[1:]) != (1, 1, 1):
+    if len(weight.dims) != 4 or tuple(weight.dims[2:]) != (1, 1):
         return False
     values = numpy_helper.to_array(weight)
     return bool(values.any() and ((values == 0) | (values == 1)).all())

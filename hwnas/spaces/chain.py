@@ -1,0 +1,224 @@
+"""Nets that are a chain of blocks, described once.
+
+A `NetSpec` is a table of layers: stem convolution, blocks one after the other, head convolution, global average pool,
+linear classifier. `NetSpec.network` turns the table into operators by arithmetic and `hwnas.nn.blocks.chain_net` turns
+the same table into a module. A `ChainSpace` is the table with open choices: some blocks are fixed, then every slot
+takes one of its own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from hwnas.network import Network, NetworkBuilder, Ref
+from hwnas.ops import Op, Shape
+from hwnas.spaces.base import Arch, Space
+
+if TYPE_CHECKING:
+    import torch
+
+    from hwnas.nn.blocks import ChainNet
+    from hwnas.nn.supernet import SinglePathSupernet
+
+
+@dataclass(frozen=True, slots=True)
+class ConvSpec:
+    """A convolution with BatchNorm and, where `act` names one, an activation; "same" padding for odd kernels."""
+
+    name: str
+    cin: int
+    cout: int
+    kernel: int = 1
+    stride: int = 1
+    groups: int = 1
+    act: str = ""
+
+    def op(self, shape: Shape, *, residual: bool = False) -> Op:
+        """The deployed operator on an image of `shape`."""
+        return Op.conv(
+            shape,
+            self.cout,
+            kernel=self.kernel,
+            stride=self.stride,
+            groups=self.groups,
+            norm=True,
+            act=self.act,
+            residual=residual,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ShuffleSpec:
+    """A channel shuffle over `groups`."""
+
+    name: str
+    groups: int
+
+    def op(self, shape: Shape) -> Op:
+        """The deployed operator on an image of `shape`."""
+        return Op.shuffle(shape, self.groups)
+
+
+class Block(ABC):
+    """What a net is made of between stem and head: one tensor in, one out.
+
+    A block is a frozen dataclass; `hwnas.nn.blocks.MODULES` has the module of each kind.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def wire(self, builder: NetworkBuilder, prefix: str) -> None:
+        """Appends its operators to what `builder` has; the last one gives its output."""
+
+    def ops(self, shape: Shape) -> tuple[Op, ...]:
+        """Its deployed operators on an image of `shape`."""
+        builder = NetworkBuilder(shape)
+        self.wire(builder, "")
+        return tuple(node.op for node in builder.nodes)
+
+
+def wire_chain(builder: NetworkBuilder, layers: Iterable[ConvSpec | ShuffleSpec], entry: Ref, prefix: str) -> Ref:
+    """Appends `layers` one after the other, the first fed from `entry`. Returns what the last one gives."""
+    for layer in layers:
+        entry = builder.add(layer.op(builder.shape(entry)), (entry,), prefix + layer.name)
+    return entry
+
+
+@dataclass(frozen=True, slots=True)
+class NetSpec:
+    """One net: everything that its operators and its module are made from.
+
+    Attributes:
+        input_shape: one image, channels first.
+        num_classes: outputs of the classifier.
+        stem: the first convolution.
+        blocks: in order, those that are left out not among them.
+        head: the 1x1 convolution before the pooling.
+        bias: the classifier has one.
+        dropout: before the classifier, in training.
+        norm_eps: BatchNorm's epsilon.
+    """
+
+    input_shape: Shape
+    num_classes: int
+    stem: ConvSpec
+    blocks: tuple[Block, ...]
+    head: ConvSpec
+    bias: bool = True
+    dropout: float = 0.0
+    norm_eps: float = 1e-5
+
+    def head_ops(self, shape: Shape) -> tuple[Op, ...]:
+        """Head convolution, pooling and classifier on what the last block gives."""
+        conv = self.head.op(shape)
+        return (conv, Op.global_avg_pool(conv.output), Op.linear(self.head.cout, self.num_classes, bias=self.bias))
+
+    def network(self) -> Network:
+        """The net as wired operators."""
+        builder = NetworkBuilder(self.input_shape)
+        builder.add(self.stem.op(self.input_shape), name="stem")
+        for index, block in enumerate(self.blocks):
+            block.wire(builder, f"blocks.{index}.")
+        for name, op in zip(("head", "pool", "classifier"), self.head_ops(builder.shape()), strict=True):
+            builder.add(op, name=name)
+        return builder.build()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Searchable layers of one width; the first has the stride."""
+
+    width: int
+    layers: int
+    stride: int
+
+
+def slots_of(stages: Iterable[Stage], width: int) -> Iterator[tuple[int, int, int]]:
+    """(channels in, channels out, stride) of every layer of `stages` behind `width` channels."""
+    for stage in stages:
+        for layer in range(stage.layers):
+            yield width, stage.width, stage.stride if layer == 0 else 1
+            width = stage.width
+
+
+class ChainSpace(Space):
+    """A frame that all architectures have, with one choice of block in every slot before the head.
+
+    Args:
+        name: as typed on the command line.
+        frame: the net without its slots: its `blocks` are those that come before them.
+        slots: of every slot the choices by name; None leaves the slot out, which must not change the shape. All
+            choices of a slot give one shape.
+        supernet_affine: the supernet's BatchNorms have scale and shift, as those of a built architecture always do.
+    """
+
+    def __init__(
+        self, name: str, frame: NetSpec, slots: Sequence[Mapping[str, Block | None]], *, supernet_affine: bool = True
+    ) -> None:
+        self.name = name
+        self.input_shape = frame.input_shape
+        self.num_classes = frame.num_classes
+        self.slots = tuple(tuple(choices) for choices in slots)
+        self._frame = frame
+        self._choices = tuple(tuple(choices.values()) for choices in slots)
+        self._supernet_affine = supernet_affine
+        shape = frame.stem.op(frame.input_shape).output
+        for fixed in frame.blocks:
+            shape = fixed.ops(shape)[-1].output
+        self._slot_shapes: list[Shape] = []
+        for choices in self._choices:
+            self._slot_shapes.append(shape)
+            some = next(block for block in choices if block is not None)
+            shape = some.ops(shape)[-1].output
+        self._head_shape = shape
+
+    def net(self, arch: Arch) -> NetSpec:
+        """The architecture as a table of layers.
+
+        Raises:
+            HwnasError: it is not of this space.
+        """
+        self.check(arch)
+        chosen = (choices[gene] for choices, gene in zip(self._choices, arch.genes, strict=True))
+        return replace(self._frame, blocks=(*self._frame.blocks, *(block for block in chosen if block is not None)))
+
+    def fixed_ops(self) -> tuple[Op, ...]:
+        stem = self._frame.stem.op(self.input_shape)
+        ops = [stem]
+        for block in self._frame.blocks:
+            ops += block.ops(ops[-1].output)
+        return (*ops, *self._frame.head_ops(self._head_shape))
+
+    def slot_ops(self, slot: int, choice: int) -> tuple[Op, ...]:
+        block = self._choices[slot][choice]
+        return block.ops(self._slot_shapes[slot]) if block is not None else ()
+
+    def network(self, arch: Arch) -> Network:
+        return self.net(arch).network()
+
+    def build(self, arch: Arch, *, generator: torch.Generator | None = None) -> ChainNet:
+        from hwnas.nn.blocks import chain_net
+
+        return chain_net(self.net(arch), generator=generator)
+
+    def supernet(
+        self, *, generator: torch.Generator | None = None, zero_init_residual: bool = True
+    ) -> SinglePathSupernet:
+        from hwnas.nn.blocks import block_module, chain_modules, init_weights
+        from hwnas.nn.supernet import SinglePathSupernet
+
+        frame = chain_modules(self._frame, affine=self._supernet_affine)
+        slots = [
+            {
+                name: block_module(block, self._frame.norm_eps, affine=self._supernet_affine) if block else None
+                for name, block in zip(names, choices, strict=True)
+            }
+            for names, choices in zip(self.slots, self._choices, strict=True)
+        ]
+        supernet = SinglePathSupernet(self, frame.stem, frame.blocks, slots, frame.head)
+        init_weights(supernet, generator=generator, zero_init_residual=zero_init_residual)
+        return supernet
