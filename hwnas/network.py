@@ -80,7 +80,7 @@ class Network:
             for key, refs in zip(data["ops"], data["inputs"], strict=True):
                 builder.add(Op.parse(key), [_ref(ref, len(builder.nodes)) for ref in refs])
             output = _ref(data["output"], len(builder.nodes))
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, IndexError, OverflowError) as error:  # Infinity is a number in JSON
             raise ValueError(f"not a network: {error}") from None
         return Network(builder.input_shape, tuple(builder.nodes), output)
 

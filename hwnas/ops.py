@@ -106,6 +106,11 @@ class Op:
         for shape in (*self.inputs, self.output):
             if not shape or min(shape) < 1:
                 raise ValueError(f"{self.kind}: shape {shape} has a dimension below 1")
+        if min(self.groups, *self.kernel, *self.stride, *self.dilation, *self.sections) < 1 or min(self.padding) < 0:
+            raise ValueError(f"{self.kind}: groups, kernel, stride, dilation and sections are 1 or more, padding is 0 "
+                             "or more")  # fmt: skip
+        if self.kind == "conv" and not len(self.inputs[0]) == len(self.output) == 3:
+            raise ValueError(f"conv: needs image shapes (channels, height, width), not {self.inputs[0]}, {self.output}")
         if self.kind in ("conv", "shuffle") and (self.inputs[0][0] % self.groups or self.output[0] % self.groups):
             raise ValueError(f"{self.kind}: {self.inputs[0][0]} to {self.output[0]} channels do not divide into "
                              f"{self.groups} groups")  # fmt: skip

@@ -132,6 +132,19 @@ def measure_missing(profile: DeviceProfile, path: Path, network: Network, progre
     return _measure(profile, path, lambda lower: lower(network), {}, progress, ())
 
 
+def measure_again(
+    profile: DeviceProfile,
+    path: Path,
+    ops: Sequence[Op],
+    networks: Mapping[str, Network],
+    progress: Progress,
+    *,
+    least_s: float,
+) -> BuildReport:
+    """Measures `ops`, kernels of another table, and `networks` into a table of their own, over `least_s` seconds."""
+    return _measure(profile, path, lambda _: ops, networks, progress, (), least_s)
+
+
 def _measure(
     profile: DeviceProfile,
     path: Path,
@@ -139,6 +152,7 @@ def _measure(
     networks: Mapping[str, Network],
     progress: Progress,
     unknown: tuple[str, ...],
+    least_s: float = 0.0,
 ) -> BuildReport:
     started = time.monotonic()
     with (
@@ -149,7 +163,7 @@ def _measure(
         wanted = {op.key: op for op in kernels(lowering(process.describe))}
         entries, todo = _entries(table, profile, wanted, networks)
         if todo:
-            _run_passes(table, profile, process, entries, len(todo), progress)
+            _run_passes(table, profile, process, entries, len(todo), progress, least_s)
         else:
             progress.note(f"{path} has everything already: nothing to measure")
         model = LatencyModel(table)
@@ -227,6 +241,7 @@ def _run_passes(
     entries: Mapping[tuple[str, str], Entry],
     count: int,
     progress: Progress,
+    least_s: float,
 ) -> None:
     session = table.start_session({"load": list(os.getloadavg()), **process.describe})
     names = {id(entry): key for key, entry in entries.items()}
@@ -236,7 +251,7 @@ def _run_passes(
     reference: list[float] = []
     due = {key: max(0, timing.min_passes - len(entry.visits)) for key, entry in entries.items() if not entry.reference}
     with progress.start(sum(due.values()), "visits") as task:
-        for visit in measure_in_passes(process, list(entries.values()), seed=session):
+        for visit in measure_in_passes(process, list(entries.values()), seed=session, least_s=least_s):
             role, name = names[id(visit.entry)]
             if visit.entry.failure is not None:
                 table.add_failure(role, name, visit.entry.failure)

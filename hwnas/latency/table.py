@@ -128,6 +128,7 @@ class LatencyTable:
         connection: sqlite3.Connection | None = None
         try:
             connection = sqlite3.connect(f"file:{_quoted(path)}?mode={mode}", uri=True, isolation_level=None)
+            trust.harden(connection)
             application = connection.execute("PRAGMA application_id").fetchone()[0]
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if application != APPLICATION_ID:
@@ -136,6 +137,8 @@ class LatencyTable:
                 raise HwnasError(
                     f"{path} has format {version}, this hwnas reads up to {FORMAT}: upgrade hwnas, or profile anew"
                 )
+            if not trust.plain_tables(connection):
+                raise HwnasError(trust.damaged(path))
             page_size = connection.execute("PRAGMA page_size").fetchone()[0]
             whole = path.stat().st_size % page_size == 0  # SQLite would fill the rest of the last page with zeros
             if not whole or connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
@@ -300,12 +303,9 @@ class LatencyTable:
                 data = trust.document(self.path, content)
                 data = data if isinstance(data, dict) else {}
                 shape, keys = data.get("input_shape", ()), data.get("ops", ())
-                if not (trust.list_of(int, shape) and trust.list_of(str, keys)):
+                if not (shape and keys and trust.list_of(int, shape) and trust.list_of(str, keys)):
                     raise HwnasError(trust.damaged(self.path))
-                try:
-                    network = Network.from_json(data) if "inputs" in data else None
-                except ValueError:
-                    raise HwnasError(trust.damaged(self.path)) from None
+                network = trust.network(self.path, data) if "inputs" in data else None
                 found.append(MeasuredNetwork(name, tuple(shape), tuple(keys), measured[name], network))
         return found
 

@@ -33,6 +33,9 @@ BLOCKED = "hwnas.blocked"
 POOL_SIZE = 65_537
 """Random numbers that weights are cut from; a prime, so that no two filters of a layer are alike."""
 
+MAX_BYTES = 2**31
+TOO_LARGE = "the network is larger than an ONNX file can be (2 GiB): choose a smaller one"
+
 
 def network_to_onnx(network: Network, *, batch_size: int = 1, seed: int = 0) -> bytes:
     """The network as a serialised ONNX model with input "input" and output "output".
@@ -42,6 +45,7 @@ def network_to_onnx(network: Network, *, batch_size: int = 1, seed: int = 0) -> 
     """
     if network.unknown:
         raise HwnasError(f"cannot write a network with unknown operators: {', '.join(network.unknown[:5])}")
+    _check_size(network.ops)
     writer = _Writer(batch_size, seed)
     values: dict[Ref, tuple[str, Shape]] = {INPUT: (writer.input("input", network.input_shape), network.input_shape)}
     for index, node in enumerate(network.nodes):
@@ -58,12 +62,20 @@ def op_to_onnx(op: Op, *, batch_size: int = 1, seed: int = 0, blocked: Sequence[
     `blocked` names those tensors that a network has in blocks of channels (`hwnas.latency.lowering`); the model says so
     to the runtime that times it.
     """
+    _check_size([op])
     writer = _Writer(batch_size, seed)
     if blocked:
         writer.metadata[BLOCKED] = " ".join(blocked)
     fed = [writer.input(f"input{index}", shape) for index, shape in enumerate(op.inputs)]
     results = zip(writer.write(op, fed), op.outputs, strict=True)
     return writer.model([(f"output{index}", name, shape) for index, (name, shape) in enumerate(results)])
+
+
+def _check_size(ops: Sequence[Op]) -> None:
+    """Refuses what no file holds before memory is taken for its weights."""
+    weights = sum(op.deployed_params * (2 if op.kind == "affine" else 1) for op in ops)
+    if 4 * weights >= MAX_BYTES:
+        raise HwnasError(TOO_LARGE)
 
 
 class _Writer:
@@ -143,8 +155,8 @@ class _Writer:
         opset = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="hwnas")
         helper.set_model_props(model, self.metadata)
-        if model.ByteSize() >= 2**31:
-            raise HwnasError("the network is larger than an ONNX file can be (2 GiB): choose a smaller one")
+        if model.ByteSize() >= MAX_BYTES:
+            raise HwnasError(TOO_LARGE)
         serialized: bytes = model.SerializeToString()
         return serialized
 

@@ -8,10 +8,12 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from command import Finished, Hwnas
 
@@ -378,3 +380,63 @@ def test_debug_shows_the_traceback(hwnas: Hwnas) -> None:
 
 def test_json_is_all_of_stdout(measured: Any) -> None:
     json.loads(measured.done.stdout)
+
+
+# -- files that are not to be trusted, and a second process ----------------------------------------------------------
+
+
+def test_a_table_of_the_future_is_neither_added_to_nor_read(hwnas: Hwnas, measured: Any) -> None:
+    path = spoilt(measured.lut, hwnas.folder / "t.lut", "PRAGMA user_version = 99")
+    before = path.read_bytes()
+    for args in (
+        ("profile", "--device", measured.profile, "--space", "proxyless-tiny"),
+        ("predict", "zoo:mobilenet-v2", "--measure"),
+        ("search", "--latency", "1ms"),
+    ):
+        done = hwnas(*args, "--lut", path)
+        assert done.code == 1
+        assert "upgrade hwnas" in done.error
+    assert path.read_bytes() == before
+
+
+def test_an_absurd_network_is_a_failure_in_little_memory(hwnas: Hwnas, measured: Any) -> None:
+    """An ONNX file of 200 bytes whose one operator would take 8 PB, in a process that may have 16 GB."""
+    image = [1, 1_000_000, 1_000_000, 1_000]
+    value, other = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, image) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "absurd", [value], [other])
+    model = onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 20)])
+    onnx.save(model, hwnas.folder / "absurd.onnx")
+    args = hwnas.argv("profile", "--device", measured.profile, "--model", "absurd.onnx", "--lut", "t.lut", "--json")
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -v 16000000; exec "$@"', "-", *args],
+        cwd=hwnas.folder, env=hwnas.environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["entries"], document["failed"]) == (0, 1)
+    assert "more memory than there is" in document["failures"][0]["reason"]
+
+
+def test_a_second_process_waits_for_the_device_and_says_so(hwnas: Hwnas, measured: Any) -> None:
+    lock = hwnas.folder / "lock"
+    lock.mkdir()
+    env = {"TMPDIR": str(lock)}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "from hwnas.measure.lock import device_lock\nfrom hwnas.progress import NullProgress\n"
+         "with device_lock('cpu', NullProgress()): print('held', flush=True); input()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=hwnas.environment(env),
+    )  # fmt: skip
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    args = hwnas.argv("profile", "--device", measured.profile, "--space", "proxyless-tiny", "--lut", "t.lut", "--quiet")
+    second = subprocess.Popen(
+        args, cwd=hwnas.folder, env=hwnas.environment(env), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert second.stderr is not None
+    assert "another hwnas process is measuring on cpu: waiting" in second.stderr.readline()
+    assert not (hwnas.folder / "t.lut").exists()
+    holder.communicate("go\n")
+    assert second.wait(120) == 0
+    assert (hwnas.folder / "t.lut").exists()
+    second.communicate()

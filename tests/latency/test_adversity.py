@@ -1,0 +1,214 @@
+"""A profile meets what happens to machines: broken workers, clocks that are set, disks that fill up."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+from quick import quick_profile, tiny_network
+
+from hwnas.latency import build
+from hwnas.latency.build import BuildReport, build_table
+from hwnas.latency.table import LatencyTable
+from hwnas.measure.process import MeasuringProcess
+from hwnas.progress import NullProgress
+
+MODELS = {"small": tiny_network(), "wide": tiny_network(16, 16)}
+KEYS = sorted({op.deployed().key for network in MODELS.values() for op in network.ops})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The lock of these tests: other tests measure the same device at the same time."""
+    before = tempfile.tempdir
+    tempfile.tempdir = str(tmp_path_factory.mktemp("lock"))
+    yield
+    tempfile.tempdir = before
+
+
+def profile_with_worker(script: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> BuildReport:
+    """A real profile whose measuring process runs `script`."""
+    started = partial(MeasuringProcess, command=(sys.executable, str(script)))
+    monkeypatch.setattr(build, "MeasuringProcess", started)
+    return build_table(quick_profile(timeout_s=3.0), path, models=MODELS, progress=NullProgress())
+
+
+# -- a worker that crashes, hangs or lies ----------------------------------------------------------------------------
+
+WORKER = """
+import os, runpy, sys, time
+from hwnas.measure import worker
+
+honest = worker.Worker.do_time
+def do_time(self, request):
+    do, _, wanted = {body!r}.partition(" on ")
+    if request["name"] != wanted:
+        return honest(self, request)
+    if do == "crash":
+        os.abort()
+    if do == "hang":
+        time.sleep(60)
+    return {{"samples_ms": {{"not a number": [float("nan")], "backwards": [-1.0], "too few": []}}[do]}}
+worker.Worker.do_time = do_time
+worker.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("does", "says"),
+    [
+        ("crash", "SIGABRT"),
+        ("hang", "timed out after 3 s"),
+        ("not a number", "impossible times"),
+        ("backwards", "impossible times"),
+        ("too few", "impossible times"),
+    ],
+)
+def test_what_a_broken_worker_does_to_one_operator_is_that_operators_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, says: str
+) -> None:
+    bad = next(key for key in KEYS if key.startswith("linear"))
+    script, path = tmp_path / "worker.py", tmp_path / "t.lut"
+    script.write_text(WORKER.format(body=f"{does} on operator {bad}"))
+    report = profile_with_worker(script, path, monkeypatch)
+    assert list(report.failed) == [bad]
+    assert says in report.failed[bad]
+    with LatencyTable.open(path) as table:
+        assert set(table.names("operator")) == set(report.failed) | set(table.operators())
+        assert bad not in table.operators()
+        assert all(row.latency_ms and row.latency_ms > 0 for row in table.rows() if row.key != bad)
+    # a worker that is whole again makes up for it, and repeats nothing else
+    monkeypatch.undo()
+    again = build_table(quick_profile(), path, models=MODELS, progress=NullProgress())
+    assert (again.failed, again.measured) == ({}, 1)
+
+
+# -- clocks that are set ---------------------------------------------------------------------------------------------
+
+NO_WALL_CLOCK = """
+import time
+def asked():
+    raise AssertionError("the wall clock was asked while measuring")
+from hwnas.measure import worker
+time.time = time.time_ns = asked
+worker.main()
+"""
+
+
+def test_a_wall_clock_that_runs_backwards_harms_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent's clock is set back by a day at every look, and the worker has none at all."""
+    script, path = tmp_path / "worker.py", tmp_path / "t.lut"
+    script.write_text(NO_WALL_CLOCK)
+    asked: list[float] = []
+
+    def backwards() -> float:
+        asked.append(2e9 - 86_400.0 * len(asked))
+        return asked[-1]
+
+    monkeypatch.setattr(time, "time", backwards)
+    report = profile_with_worker(script, path, monkeypatch)
+    assert asked[-1] < asked[0]
+    assert (report.failed, report.entries) == ({}, report.measured)
+    assert 0 < report.seconds < 60
+    with LatencyTable.open(path) as table:
+        first = {key: found.latency_ms for key, found in table.operators().items()}
+        assert all(0 < latency < 100 for latency in first.values())
+        before = table.fingerprint
+    with closing(sqlite3.connect(path)) as connection:
+        times = [at for (at,) in connection.execute("SELECT at FROM visits ORDER BY id")]
+    assert times == sorted(times, reverse=True)  # what the clock said is kept, and nothing is made of it
+    # the same command has nothing to do, and a tighter one adds to what is there
+    again = build_table(quick_profile(), path, models=MODELS, progress=NullProgress())
+    assert (again.measured, again.reused) == (0, report.measured)
+    build_table(quick_profile(min_passes=4, max_passes=4), path, models=MODELS, progress=NullProgress())
+    with LatencyTable.open(path) as table:
+        assert table.fingerprint != before
+        assert {len(table.visits("operator", key)) for key in first} == {4}
+
+
+def test_a_session_that_began_before_its_predecessor_does_not_become_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sessions are in the order in which they were made: the level of a table does not move when a clock is set."""
+    path = tmp_path / "t.lut"
+    describe = {"runtime": "onnxruntime", "runtime_version": "1.0", "device": "A CPU", "cores": 2, "threads": 1}
+    with LatencyTable.create(path, quick_profile(), describe) as table:
+        table.add_entry("reference", "reference", {})
+        for factor, clock in ((1.0, 2e9), (2.0, 1e9)):
+            monkeypatch.setattr(time, "time", lambda clock=clock: clock)
+            session = table.start_session({})
+            for number in range(25):
+                table.add_visit(session, "reference", "reference", number, 1, [10 * factor])
+        assert table.drift() == pytest.approx({1: 1.0, 2: 0.5})
+
+
+# -- disks that fill up ----------------------------------------------------------------------------------------------
+
+COMMAND = """
+import sys, tempfile
+tempfile.tempdir = sys.argv[2]
+from pathlib import Path
+from quick import quick_profile, tiny_network
+from hwnas.cli.failures import exit_code_and_line
+from hwnas.cli.terminal import Terminal
+from hwnas.latency.build import build_table
+from hwnas.progress import NullProgress
+models = {"small": tiny_network(), "wide": tiny_network(16, 16)}
+profile = quick_profile(min_passes=150, max_passes=150)
+try:
+    build_table(profile, Path(sys.argv[1]), models=models, progress=NullProgress())
+except BaseException as error:
+    code, line = exit_code_and_line(error, Terminal(()))
+    print(line)
+    sys.exit(code)
+"""
+
+
+def profile_command(path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND, str(path), str(tempfile.tempdir)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+
+
+def rows(path: Path) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        return connection.execute("SELECT * FROM visits ORDER BY id").fetchall()
+
+
+def test_a_profile_onto_a_disk_that_fills_up_keeps_what_fits_and_goes_on(tmp_path: Path) -> None:
+    """A real file system, full in the middle of a profile; with room again the same command finishes the table."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        path = disk / "t.lut"
+        full = profile_command(path)
+        assert full.returncode == 1, full.stderr
+        assert "free space" in full.stdout
+        assert "what was measured is kept" in full.stdout
+        assert len(full.stdout.splitlines()) == 1
+        assert full.stderr == ""
+        kept = rows(path)
+        assert len(kept) > 20
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        done = profile_command(path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert rows(path)[: len(kept)] == kept
+        with LatencyTable.open(path) as table:
+            assert {len(table.visits("operator", key)) for key in table.operators()} == {150}
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

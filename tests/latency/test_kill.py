@@ -1,0 +1,135 @@
+"""kill -9 at fifty random moments of a profile: no finished measurement is lost and nothing is corrupted."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hwnas.latency.table import LatencyTable
+
+PROFILE = """
+import sys, tempfile
+from pathlib import Path
+tempfile.tempdir = str(Path(sys.argv[1]).parent)  # a device lock of its own
+from quick import quick_profile, tiny_network
+from hwnas.latency.build import build_table
+from hwnas.latency.table import LatencyTable
+from hwnas.progress import NullProgress
+
+store = LatencyTable.add_visit
+def store_and_say(table, session, role, name, number, repeats, samples_ms):
+    store(table, session, role, name, number, repeats, samples_ms)
+    print(session, role, name, number, repeats, *map(float.hex, samples_ms), sep="|", flush=True)
+LatencyTable.add_visit = store_and_say
+
+passes = int(sys.argv[2])
+models = {"small": tiny_network(), "wide": tiny_network(24), "large": tiny_network(8, 24)}
+profile = quick_profile(min_passes=passes, max_passes=passes)
+build_table(profile, Path(sys.argv[1]), models=models, progress=NullProgress())
+"""
+"""A real profile that says of each measurement when it is finished: when the table's method has returned."""
+
+CHAINS, KILLS = 2, 25
+PASSES = 200
+EARLY = 0.25
+"""Share of the kills at any moment from the start of the process on; the others come once it measures."""
+
+Stored = dict[int, tuple[object, ...]]
+
+
+def start(path: Path, passes: int = PASSES) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROFILE, str(path), str(passes)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+
+
+def stored(path: Path) -> Stored:
+    """Every visit of the table as it lies in the file, by id."""
+    query = """SELECT visits.id, session, role, name, pass, at, repeats, samples_ms
+               FROM visits JOIN entries ON entry = entries.id"""
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        return {row[0]: row[1:] for row in connection.execute(query)}
+
+
+def finished(output: str) -> list[str]:
+    """The measurements that a process said it had finished; a line that the kill cut off was said by nobody."""
+    return [line.rstrip("\n") for line in output.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def as_said(rows: Stored) -> set[str]:
+    lines = set()
+    for session, role, name, number, _, repeats, blob in rows.values():
+        assert isinstance(blob, bytes)
+        lines.add("|".join(map(str, (session, role, name, number, repeats, *map(float.hex, np.frombuffer(blob))))))
+    return lines
+
+
+def kill_again_and_again(path: Path, seed: int) -> int:
+    """Kills profiles of one table at random moments; returns how many of them had measured something."""
+    rng = np.random.default_rng(seed)
+    before: Stored = {}
+    in_the_middle = 0
+    for _ in range(KILLS):
+        process = start(path)
+        assert process.stdout is not None
+        said = ""
+        if rng.random() < EARLY:
+            time.sleep(rng.uniform(0, 1.2))
+        else:
+            said = process.stdout.readline()
+            time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        said += process.stdout.read()
+        _, errors = process.communicate()
+        assert process.returncode == -9, errors
+        if not path.exists():  # killed before there was a table
+            assert not finished(said)
+            continue
+        with LatencyTable.open(path) as table:
+            table.rows()
+            table.networks()
+        after = stored(path)
+        assert {key: after.get(key) for key in before} == before  # byte for byte
+        assert as_said(after) >= set(finished(said))
+        in_the_middle += len(after) > len(before)
+        before = after
+    done = start(path)
+    _, errors = done.communicate(timeout=120)
+    assert done.returncode == 0, errors
+    after = stored(path)
+    assert {key: after.get(key) for key in before} == before
+    visits: dict[tuple[object, object], int] = {}
+    for _, role, name, *_ in after.values():
+        visits[role, name] = visits.get((role, name), 0) + 1
+    reference = visits.pop(("reference", "reference"))
+    assert reference >= PASSES
+    assert set(visits.values()) == {PASSES}  # every entry is complete, and none was measured twice for a kill
+    assert len(before) < len(after)  # there was something left to do
+    return in_the_middle
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
+    """Two profiles of tables of their own at a time, since a process spends most of its life starting."""
+    folders = [tmp_path / str(seed) for seed in range(CHAINS)]
+    for folder in folders:
+        folder.mkdir()
+    with ThreadPoolExecutor(CHAINS) as pool:
+        chains = [pool.submit(kill_again_and_again, folder / "t.lut", seed) for seed, folder in enumerate(folders)]
+        in_the_middle = sum(chain.result() for chain in chains)
+    assert in_the_middle >= CHAINS * KILLS // 2
+    for folder in folders:  # the last, undisturbed run leaves one plain file (and the lock)
+        assert sorted(file.suffix for file in folder.iterdir() if file.is_file()) == [".lock", ".lut"]
