@@ -44,7 +44,7 @@ class DeviceProfile(BaseModel):
     format: Literal[1] = 1
     name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
     description: str = ""
-    runtime: Literal["onnxruntime"]
+    runtime: Literal["onnxruntime", "openvino"]
     device: Literal["cpu"]
     precision: Literal["fp32"] = "fp32"
     batch_size: int = Field(default=1, ge=1, le=4096)
