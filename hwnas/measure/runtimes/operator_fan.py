@@ -1,10 +1,10 @@
 """One operator between neighbours, for a runtime that does not let its optimised graph be cut open.
 
 Measured alone, an operator pays for bringing its input into the runtime's layout and its output back, which it does not
-pay inside a network. So a *fan* is built: an anchor (a 1x1 depthwise convolution, which every runtime runs in its
-convolutions' layout) feeds many copies of the operator, each with weights of its own, and of what each copy makes one
-single number is taken on (an outlet), so that no copy can be optimised away and nothing is brought back. The same graph
-without the copies takes what all of that costs: the difference is the copies alone.
+pay inside a network. So a *fan* is built: an anchor (a 1x1 convolution of few channels, which leaves its output in the
+layout of convolutions, just written) feeds many copies of the operator, each with weights of its own. Of what a copy
+makes, one single number is taken on (an outlet), so that no copy can be optimised away and nothing is brought back. The
+same graph without the copies takes what all of that costs: the difference is the copies alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from onnx import TensorProto, helper, numpy_helper
 IMAGE_CHANNELS = 4
 """Inputs with up to so many channels are images: a network gets them in the plain layout."""
 
+ANCHOR_CHANNELS = 8
+"""Channels that an anchor makes its output of: few, so that it takes little beside the operator."""
+
 Dims = tuple[int, ...]
 
 
@@ -32,6 +35,9 @@ def fan(model: bytes, copies: int, *, operator: bool = True) -> bytes:
         model: a serialised ONNX model as `hwnas.measure.onnx_models.op_to_onnx` writes it.
         copies: of the operator, or as many outlets as there would be.
         operator: False leaves the copies out.
+
+    Raises:
+        ValueError: the model is none of one operator, or does not take float32.
     """
     built = _Fan(onnx.load_from_string(model), copies, operator)
     return built.model()
@@ -54,27 +60,29 @@ class _Fan:
         self.outlets: dict[int, list[str]] = {}
         self.taps: dict[str, int] = {}
         self.values: dict[tuple[str, int], str] = {}
-        self.anchored: set[str] = set()
+        self.sources: set[str] = set()
         self.weights = {value.name: numpy_helper.to_array(value) for value in self.graph.initializer}
         self.weighted = any(map(_is_weight, self.weights.values()))
         self.fed = [(value.name, _dims(value)) for value in self.graph.input if value.name not in self.weights]
         self.made = [(value.name, _dims(value)) for value in self.graph.output]
-        chained = self.weighted and len(self.fed) > 1
-        previous = None
+        self.chained = self.weighted and len(self.fed) > 1
+        if not self.made or not self.graph.node:
+            raise ValueError("there is no operator in the model")
+        self._build(copies, operator)
+
+    def _build(self, copies: int, operator: bool) -> None:
+        kept = self.fed[:-1] if self.chained else self.fed
+        total = self._value(*self.fed[-1], 0) if self.chained else ""
         for index in range(copies):
-            fed = {name: self._value(name, dims, index) for name, dims in self.fed}
-            if chained:
-                last = self.fed[-1][0]
-                fed[last] = previous or self._value(last, self.fed[-1][1], 0)
-            made = self._copy(index, fed) if operator else {}
-            if chained:
-                previous = made.get(self.made[0][0])
+            fed = {name: self._value(name, dims, index) for name, dims in kept}
+            made = self._copy(index, fed | {self.fed[-1][0]: total} if self.chained else fed) if operator else {}
+            if self.chained:
+                total = made.get(self.made[0][0], total)
                 continue
-            for position, (name, dims) in enumerate(self.made):
-                self._tap(made.get(name) or fed[self.fed[0][0]], dims if made else self.fed[0][1], fresh=not position)
-        if chained:
-            last, dims = self.fed[-1]
-            self._tap(previous or self._value(last, dims, 0), dims)
+            for name, dims in self.made:
+                self._tap(made.get(name) or fed[self.fed[0][0]], dims if made else self.fed[0][1])
+        if self.chained:
+            self._tap(total, self.fed[-1][1])
 
     def _value(self, name: str, dims: Dims, index: int) -> str:
         """What copy `index` gets for the operator's input `name`."""
@@ -85,14 +93,15 @@ class _Fan:
         if (name, index) in self.values:
             return self.values[name, index]
         if len(dims) == 4 and not image:
-            if name not in self.anchored:
-                self.anchored.add(self._input(name, dims))
-            value = self._anchor(name, f"{name}_{index}", dims[1], index)
+            source = f"{name}_source"
+            if source not in self.sources:
+                self.sources.add(self._input(source, (dims[0], ANCHOR_CHANNELS, *dims[2:])))
+            value = self._anchor(source, f"{name}_{index}", dims[1], index)
+            if not (self.chained and name == self.fed[-1][0]):
+                self._tap(value, dims)  # with a second reader no runtime fuses the operator into its anchor
         else:
             value = self._input(f"{name}_{index}", dims)
-        # a second reader keeps a runtime from fusing the operator into its anchor
         self.values[name, index] = value
-        self._tap(value, dims)
         return value
 
     def _input(self, name: str, dims: Dims) -> str:
@@ -102,11 +111,10 @@ class _Fan:
     def _anchor(self, source: str, name: str, channels: int, seed: int) -> str:
         """Weights and bias are random: a runtime turns ones or zeros into something else."""
         rng = np.random.default_rng(seed)
-        weight = self._constant(f"{name}_weight", rng.standard_normal((channels, 1, 1, 1), np.float32))
+        shape = (channels, ANCHOR_CHANNELS, 1, 1)
+        weight = self._constant(f"{name}_weight", rng.standard_normal(shape, np.float32))
         bias = self._constant(f"{name}_bias", rng.standard_normal(channels, np.float32))
-        self.nodes.append(
-            helper.make_node("Conv", [source, weight, bias], [name], name, kernel_shape=[1, 1], group=channels)
-        )
+        self.nodes.append(helper.make_node("Conv", [source, weight, bias], [name], name, kernel_shape=[1, 1]))
         return name
 
     def _copy(self, index: int, fed: dict[str, str]) -> dict[str, str]:
@@ -126,7 +134,7 @@ class _Fan:
             self.nodes.append(twin)
         return names
 
-    def _tap(self, value: str, dims: Dims, *, fresh: bool = True) -> None:
+    def _tap(self, value: str, dims: Dims) -> None:
         """An outlet: one number of `value`, at another place than those before, since equal ones would be merged."""
         place = self.taps.get(value, 0)
         self.taps[value] = place + 1
@@ -162,4 +170,12 @@ def _is_weight(values: NDArray[Any]) -> bool:
 
 
 def _dims(value: onnx.ValueInfoProto) -> Dims:
+    """The shape of a float32 value.
+
+    Raises:
+        ValueError: it has another type.
+    """
+    if value.type.tensor_type.elem_type != TensorProto.FLOAT:
+        kind = TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+        raise ValueError(f"{value.name} is {kind}: only float32 models can be measured")
     return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
