@@ -63,7 +63,9 @@ def _predicted(terminal: Terminal, text: str, lut: Path | None, device: str | No
     document = _document(text, network.ops)
     document["unknown"] = list(network.unknown)
     if path is None:
-        terminal.note("no table: no latency; make one with 'hwnas profile --device cpu', or add --measure")
+        terminal.note(
+            f"no table: no latency; make one with 'hwnas profile --device {device or 'cpu'}', or add --measure"
+        )
         return document
     with LatencyTable.open(path) as table:
         prediction = LatencyModel(table).predict(network)

@@ -64,7 +64,7 @@ def command(
     path = lut or _recorded_table(terminal, subjects)
     if path is None:
         given = _as_recorded(terminal, given, subjects)
-        path = chosen_table(terminal, None, device_profile(terminal, device), given=given)
+        path = chosen_table(terminal, None, device_profile(terminal, device, runtime=runtime), given=given)
     profile = _profile(terminal, device, runtime, given, path)
     budget_ms = _budget(latency, path)
     candidates = [_candidate(terminal, subject, profile, budget_ms, data) for subject in subjects]
@@ -129,12 +129,12 @@ def _profile(
     """How to measure: as the table was measured, where there is one and nothing else is asked for."""
     wanted = {key: value for key, value in given.items() if value is not None}
     if path is None:
-        return device_profile(terminal, device).override(runtime=runtime, **wanted)
+        return device_profile(terminal, device, runtime=runtime).override(**wanted)
     made = table_profile(path)
     if device is None:
         return made.override(runtime=runtime, **wanted)
     as_made = {"batch_size": made.batch_size, "precision": made.precision, "threads": made.threads}
-    return device_profile(terminal, device).override(runtime=runtime, **{**as_made, **wanted})
+    return device_profile(terminal, device, runtime=runtime).override(**{**as_made, **wanted})
 
 
 def _budget(latency: str | None, path: Path | None) -> float | None:

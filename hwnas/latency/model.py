@@ -151,6 +151,7 @@ def profile_command(space: Space, model: LatencyModel) -> str:
     profile = model.header["profile"]
     # a profile from a file of the user's is not known by its name: what ships for the device measures as well
     names = [known.name for known in list_profiles() if known.name == profile["name"]]
+    names += [known.name for known in list_profiles() if known.runtime == model.header["runtime"]]
     device = names[0] if names else profile.get("device", "cpu")
     command = f"hwnas profile --device {device} --space {space.name}"
     if space.input_shape != default.input_shape:
