@@ -6,7 +6,7 @@ calibration) and one price for each choice of each slot. A million architectures
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,12 +78,17 @@ class Cost:
 
 def op_prices(space: Space, price: Callable[[Op], float]) -> Prices:
     """Prices of `space` when every operator costs ``price(op)``."""
+    return chain_prices(space, lambda ops: sum(price(op) for op in ops))
+
+
+def chain_prices(space: Space, price: Callable[[Sequence[Op]], float]) -> Prices:
+    """Prices of `space` when the operators of a choice, which follow each other, cost ``price(ops)`` together."""
     width = max(len(choices) for choices in space.slots)
     table = np.full((len(space.slots), width), np.inf)
     for slot, choices in enumerate(space.slots):
         for choice in range(len(choices)):
-            table[slot, choice] = sum(price(op) for op in space.slot_ops(slot, choice))
-    return Prices(float(sum(price(op) for op in space.fixed_ops())), table)
+            table[slot, choice] = price(space.slot_ops(slot, choice))
+    return Prices(float(price(space.fixed_ops())), table)
 
 
 def macs_cost(space: Space) -> Cost:

@@ -1,0 +1,24 @@
+"""Tables that ship with hwnas, by name."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from pathlib import Path
+
+SUFFIX = ".lut"
+
+
+def shipped_tables() -> dict[str, Path]:
+    """Files of the tables that ship, by name (the file's without ``.lut``). They are never written to."""
+    folder = importlib.resources.files("hwnas._data.lut")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(SUFFIX))
+    return {name.removesuffix(SUFFIX): Path(str(folder / name)) for name in names}
+
+
+def table_file(named: Path) -> Path:
+    """The file that ``--lut`` means: a path, or the name of a table that ships. A file that is there wins."""
+    text = str(named)
+    if named.exists() or os.sep in text or text.endswith(SUFFIX):
+        return named
+    return shipped_tables().get(text, named)
