@@ -82,10 +82,11 @@ def chosen_table(
         given: header keys that options fixed (batch_size, threads, precision), None and others are the table's to say.
         ops: operators that a table must hold.
     """
+    from hwnas.latency.shipped import table_file
     from hwnas.latency.table import LatencyTable, list_tables
 
     if lut is not None:
-        return lut
+        return table_file(lut)
     wanted = {op.key for op in ops}
     for info in list_tables():
         if profile is not None and not _fits(info.header, profile, given or {}):
@@ -110,15 +111,19 @@ def _fits(header: Mapping[str, Any], profile: DeviceProfile, given: Mapping[str,
 
 
 def named_table(terminal: Terminal, lut: Path, device: str | None) -> Path:
-    """The table that was named; of another device it is used only knowingly. There need not be one yet.
+    """The table that was named, by its path or as one that ships; of another device it is used only knowingly.
+
+    There need not be one yet.
 
     Raises:
         HwnasError: `device` was named too, and the table is of another one.
     """
     from hwnas.devices import find_profile
+    from hwnas.latency.shipped import table_file
     from hwnas.latency.table import LatencyTable
     from hwnas.measure.hardware import cpu_name
 
+    lut = table_file(lut)
     here = cpu_name()  # every profile of this version measures this machine's CPU
     if device is not None:
         find_profile(device)  # a misspelt one is an error with a table too
@@ -144,6 +149,11 @@ def table_profile(path: Path) -> DeviceProfile:
     from hwnas.latency.table import LatencyTable
 
     with LatencyTable.open(path) as table:
+        if table.header.get("imported"):
+            raise HwnasError(
+                f"{path} was imported ({table.header['device']}, {table.header['runtime']}): nothing can be measured "
+                "as it was; give the --lut of a table made with 'hwnas profile'"
+            )
         try:
             return DeviceProfile.model_validate(table.header["profile"])
         except ValidationError:

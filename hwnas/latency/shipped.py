@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.resources
 import os
 from pathlib import Path
+
+from hwnas.errors import UsageError
 
 SUFFIX = ".lut"
 
@@ -17,8 +20,16 @@ def shipped_tables() -> dict[str, Path]:
 
 
 def table_file(named: Path) -> Path:
-    """The file that ``--lut`` means: a path, or the name of a table that ships. A file that is there wins."""
+    """The file that ``--lut`` means: a path, or the name of a table that ships. A file that is there wins.
+
+    Raises:
+        UsageError: it is nearly the name of a table that ships.
+    """
     text = str(named)
     if named.exists() or os.sep in text or text.endswith(SUFFIX):
         return named
-    return shipped_tables().get(text, named)
+    tables = shipped_tables()
+    close = difflib.get_close_matches(text, tables, n=1, cutoff=0.75)
+    if text not in tables and close:
+        raise UsageError(f"no table {text}: did you mean {close[0]!r}, which ships?")
+    return tables.get(text, named)
