@@ -83,11 +83,12 @@ def chosen_table(
         space: whose operators a table must hold.
     """
     from hwnas.latency.lowering import lowering
+    from hwnas.latency.shipped import table_file
     from hwnas.latency.slots import SpaceKernels
     from hwnas.latency.table import LatencyTable, list_tables
 
     if lut is not None:
-        return lut
+        return table_file(lut)
     for info in list_tables():
         if profile is not None and not _fits(info.header, profile, given or {}):
             continue
@@ -112,15 +113,19 @@ def _fits(header: Mapping[str, Any], profile: DeviceProfile, given: Mapping[str,
 
 
 def named_table(terminal: Terminal, lut: Path, device: str | None) -> Path:
-    """The table that was named; of another device it is used only knowingly. There need not be one yet.
+    """The table that was named, by its path or as one that ships; of another device it is used only knowingly.
+
+    There need not be one yet.
 
     Raises:
         HwnasError: `device` was named too, and the table is of another one or of another runtime.
     """
     from hwnas.devices import find_profile
+    from hwnas.latency.shipped import table_file
     from hwnas.latency.table import LatencyTable
     from hwnas.measure.hardware import cpu_name
 
+    lut = table_file(lut)
     here = cpu_name()  # every profile of this version measures this machine's CPU
     profile = find_profile(device) if device is not None else None  # a misspelt one is an error with a table too
     if lut.exists():
@@ -148,6 +153,11 @@ def table_profile(path: Path) -> DeviceProfile:
     from hwnas.latency.table import LatencyTable
 
     with LatencyTable.open(path) as table:
+        if table.header.get("imported"):
+            raise HwnasError(
+                f"{path} was imported ({table.header['device']}, {table.header['runtime']}): nothing can be measured "
+                "as it was; give the --lut of a table made with 'hwnas profile'"
+            )
         try:
             return DeviceProfile.model_validate(table.header["profile"])
         except ValidationError:

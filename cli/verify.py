@@ -56,14 +56,21 @@ def command(
       hwnas verify runs/quickstart --device cpu
       hwnas verify net.onnx --latency 17ms
     """
+    from hwnas.latency.shipped import table_file
     from hwnas.latency.table import LatencyTable
     from hwnas.verify import verify
 
     subjects = subjects_of(terminal, model)
     given = {"batch_size": batch, "precision": precision, "threads": threads}
-    path = lut or _recorded_table(terminal, subjects)
+    elsewhere = lut is None and _record(subjects).get("imported", False)
+    if elsewhere and device is None:
+        raise HwnasError(
+            f"the run was searched for {_record(subjects).get('device')}, on a table that was imported: name the "
+            "device to measure here with --device"
+        )
+    path = table_file(lut) if lut else None if elsewhere else _recorded_table(terminal, subjects)
     if path is None:
-        given = _as_recorded(terminal, given, subjects)
+        given = given if elsewhere else _as_recorded(terminal, given, subjects)
         path = chosen_table(terminal, None, device_profile(terminal, device, runtime=runtime), given=given)
     profile = _profile(terminal, device, runtime, given, path)
     budget_ms = _budget(latency, path)

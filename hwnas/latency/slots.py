@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -15,8 +14,8 @@ from hwnas.network import Network
 from hwnas.ops import Op
 from hwnas.spaces.base import Arch, Space
 
-Kernels = Counter[Op]
-"""Kernels, with how often each is run."""
+Kernels = tuple[Op, ...]
+"""Kernels in the order in which they run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,31 +85,27 @@ class SpaceKernels:
 
     def every(self) -> list[Op]:
         """Each kernel that any architecture has, once."""
-        found = dict.fromkeys(self.stem)
+        return list(dict.fromkeys(op for kernels in self.chains() for op in kernels))
+
+    def chains(self) -> Iterator[Kernels]:
+        """All that is priced by itself: what stands before the slots, choices, what stands behind."""
+        yield self.stem
         for states in self.slots:
             for row in states.values():
-                for choice in row:
-                    found.update(dict.fromkeys(choice.kernels))
-        for kernels in self.tail.values():
-            found.update(dict.fromkeys(kernels))
-        return list(found)
+                yield from (choice.kernels for choice in row)
+        yield from self.tail.values()
 
     def of_genes(self, genes: Sequence[int]) -> Kernels:
         """The kernels of one architecture."""
-        total, state = Counter(self.stem), 0
+        found, state = self.stem, 0
         for states, gene in zip(self.slots, genes, strict=True):
             choice = states[state][gene]
-            total.update(choice.kernels)
+            found += choice.kernels
             state = choice.after
-        total.update(self.tail[state])
-        return total
+        return found + self.tail[state]
 
-    def prices(self, price: Callable[[Op], float], *, factor: float = 1.0, offset: float = 0.0) -> Prices:
-        """What choices cost where a kernel costs ``factor * price(op)`` and every architecture `offset` on top."""
-
-        def cost(kernels: Kernels) -> float:
-            return factor * sum(price(op) * count for op, count in kernels.items())
-
+    def prices(self, cost: Callable[[Kernels], float], offset: float = 0.0) -> Prices:
+        """What choices cost where kernels that follow each other cost ``cost(kernels)``, and every net `offset`."""
         states = 1 + max(*(state for slot in self.slots for state in slot), *self.tail)
         width = max(len(row) for slot in self.slots for row in slot.values())
         table = np.full((len(self.slots), states, width), np.inf)
@@ -125,7 +120,7 @@ class SpaceKernels:
 
 
 def _kernels(steps: Sequence[Step]) -> Kernels:
-    return Counter(op for step in steps for op in step.kernels)
+    return tuple(op for step in steps for op in step.kernels)
 
 
 def _state(steps: Sequence[Step]) -> State:
