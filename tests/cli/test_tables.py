@@ -225,8 +225,9 @@ def test_zero_threads_fit_a_table_of_all_cores() -> None:
     from hwnas.cli.choices import _fits
 
     profile, cores = find_profile("cpu"), len(os.sched_getaffinity(0))
-    header = {"profile": {"name": "cpu"}, "device": cpu_name(), "threads": cores}
+    header = {"profile": {"name": "cpu"}, "runtime": "onnxruntime", "device": cpu_name(), "threads": cores}
     assert _fits(header, profile, {"threads": 0})
+    assert not _fits({**header, "runtime": "openvino"}, profile, {"threads": 0})
     assert not _fits({**header, "threads": cores + 1}, profile, {"threads": 0})
 
 
