@@ -245,6 +245,7 @@ def _measure(
 def _keys_of(todo: Sequence[tuple[str, str]], plan: Plan, lower: Lower) -> set[str]:
     """Operators that are measured with the entries of `todo`."""
     covers = {_cover_name(name, network): network for name, network in plan.covers.items()}
+    covers["overhead"] = overhead_network()
     found = {name for role, name in todo if role == "operator"}
     for role, name in todo:
         if role == "cover":
@@ -268,6 +269,8 @@ def _entries(
     plain |= {("network", _cover_name(name, network)): network for name, network in plan.networks.items()}
     failed_covers = table.failed("cover")
     covers = {_cover_name(name, network): network for name, network in plan.covers.items()}
+    if covers:  # what the profiler itself costs
+        covers = {"overhead": overhead_network(), **covers}
     plain |= {("cover", name): network for name, network in covers.items() if name not in failed_covers}
     inside = set(table.inside())
     for name, network in covers.items():

@@ -26,6 +26,12 @@ MIN_REFERENCE_SAMPLES = 20
 """A session with fewer samples of the reference network is not brought to the level of the others."""
 
 NORMAL_90 = 1.645
+OVERHEAD = "overhead"
+"""The network that does as good as nothing: what its kernel takes, timing one costs."""
+
+SHORTEST_MS = 1e-5
+"""What is left at least of a kernel when that is taken off."""
+
 KEPT = 0.75
 """Share of a kernel's runs in a visit that are averaged, the fastest: a clock of whole microseconds wants a mean."""
 
@@ -118,7 +124,9 @@ class Levels:
                 value = float(fastest.mean()) * self._factor[number]
                 found.setdefault(key, {}).setdefault(owner[number], []).append(value)
                 counts[key] = counts.get(key, 0) + len(samples)
-        return {key: _over_networks(list(by.values()), counts[key]) for key, by in found.items()}
+        nothing = [value for by in found.values() for value in by.get(("cover", OVERHEAD), ())]
+        overhead = float(np.median(nothing)) if nothing else 0.0
+        return {key: _over_networks(list(by.values()), counts[key], overhead) for key, by in found.items()}
 
 
 def level_of(log_ms: Samples, samples: int) -> Estimate:
@@ -131,11 +139,14 @@ def level_of(log_ms: Samples, samples: int) -> Estimate:
     return Estimate(float(np.exp(point)), float(np.exp(point - half)), float(np.exp(point + half)), samples)
 
 
-def _over_networks(by_network: Sequence[Sequence[float]], samples: int) -> Estimate:
-    """The mean over the networks that a kernel was timed in; how far they are apart is part of its interval."""
+def _over_networks(by_network: Sequence[Sequence[float]], samples: int, overhead_ms: float) -> Estimate:
+    """The mean over the networks that a kernel was timed in, less what timing costs.
+
+    How far the networks are apart is part of the interval.
+    """
     points = np.array([np.median(values) for values in by_network])
     noise = np.array([_standard_error(np.asarray(values)) for values in by_network])
-    point = max(1e-6, float(points.mean()))
+    point = max(SHORTEST_MS, float(points.mean()) - overhead_ms)
     variance = float((noise**2).mean()) / len(points)
     if len(points) > 1:
         variance += float(points.var(ddof=1)) / len(points)
