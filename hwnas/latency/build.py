@@ -126,12 +126,14 @@ def build_table(
     *,
     spaces: Sequence[Space] = (),
     models: Mapping[str, Network] | None = None,
+    whole: Mapping[str, Network] | None = None,
     progress: Progress,
 ) -> BuildReport:
     """Measures every operator that `spaces` and `models` need, and calibration networks, into the table at `path`.
 
     What the table has is not measured again. Models are calibration networks themselves, and their operators are timed
-    inside them. Everything is durable when measured; calling it again goes on where it was killed.
+    inside them. Networks of `whole` are measured whole only. Everything is durable when measured; calling it again goes
+    on where it was killed.
 
     Raises:
         HwnasError: the table belongs to another set-up or cannot be written, the device cannot be measured.
@@ -142,7 +144,7 @@ def build_table(
 
     def plan(_: LatencyTable, lower: Lower) -> Plan:
         ops = [op for network in models.values() for op in lower(network)]
-        covers, networks = dict(known), dict(known)
+        covers, networks = dict(known), {**known, **(whole or {})}
         for space in spaces:
             kernels = SpaceKernels.of(space, lower)
             ops += kernels.every()
@@ -212,13 +214,18 @@ def _measure(
         wanted = {op.key: op for op in plan.ops}
         entries, todo = _entries(table, profile, plan, lower)
         asked = _keys_of(todo, plan, lower)
+        session = table.start_session({"load": list(os.getloadavg()), **process.describe}) if todo else 0
         if todo:
-            _run_passes(table, profile, process, entries, len(todo), progress, least_s, lower)
+            _run_passes(table, profile, process, entries, len(todo), progress, least_s, lower, session)
+        while unsure := _unsure(table, profile, plan, entries):
+            progress.note(f"{len(unsure)} networks are not certain enough yet: they get more visits")
+            _run_passes(table, profile, process, unsure, len(unsure), progress, 0.0, lower, session)
         # what the runtime runs otherwise than it was assumed has no time inside a network
         late, rest = _entries(table, profile, replace(plan, covers={}, networks={}), lower)
         if rest:
+            session = session or table.start_session({"load": list(os.getloadavg()), **process.describe})
             asked |= {key for _, key in rest}
-            _run_passes(table, profile, process, late, len(rest), progress, 0.0, lower)
+            _run_passes(table, profile, process, late, len(rest), progress, 0.0, lower, session)
         if not todo and not rest:
             progress.note(f"{path} has everything already: nothing to measure")
         model = LatencyModel(table)
@@ -240,6 +247,28 @@ def _measure(
             calibration=model.quality(),
             unknown=unknown,
         )
+
+
+def _unsure(
+    table: LatencyTable, profile: DeviceProfile, plan: Plan, entries: Mapping[tuple[str, str], Entry]
+) -> dict[tuple[str, str], Entry]:
+    """Networks whose interval, regimes of the machine taken off, is too wide, with more visits granted to each.
+
+    Empty when all are certain enough, or have as many visits as the profile allows.
+    """
+    timing = profile.timing
+    widths = {net.name: net.measured.relative_error for net in table.networks()}
+    step = max(1, timing.min_passes // 3)
+    unsure = {}
+    for name, network in plan.networks.items():
+        key = ("network", _cover_name(name, network))
+        entry = entries.get(key)
+        if entry is not None and entry.failure is None and widths.get(key[1], 0.0) > timing.target_error:
+            entry.passes = min(timing.max_passes, len(entry.visits) + step)
+            if is_open(entry, timing):
+                unsure[key] = entry
+    reference = {key: entry for key, entry in entries.items() if entry.reference}
+    return {**unsure, **reference} if unsure else {}
 
 
 def _keys_of(todo: Sequence[tuple[str, str]], plan: Plan, lower: Lower) -> set[str]:
@@ -284,7 +313,7 @@ def _entries(
             f"{role} {name}",
             "kernels" if role == "cover" else "network",
             lambda network=network: network_to_onnx(network, batch_size=batch),  # type: ignore[misc]
-            0 if role == "cover" else 4 * sum(op.traffic_bytes(4, batch) for op in network.ops) // 10,
+            0 if role == "cover" else 2 * max(op.traffic_bytes(4, batch) for op in network.ops),
         )
         content[role, name] = network.to_json()
     for key, op in alone.items():
@@ -300,7 +329,7 @@ def _entries(
             subject,
             visits=table.visits(role, name),
             reference=role == "reference",
-            passes=COVER_VISITS if role == "cover" else 0,
+            passes={"cover": COVER_VISITS, "network": profile.timing.min_passes}.get(role, 0),
         )
         for (role, name), subject in subjects.items()
     }
@@ -335,8 +364,8 @@ def _run_passes(
     progress: Progress,
     least_s: float,
     lower: Lower,
+    session: int,
 ) -> None:
-    session = table.start_session({"load": list(os.getloadavg()), **process.describe})
     names = {id(entry): key for key, entry in entries.items()}
     timing = profile.timing
     progress.stage(f"Measuring {count} entries on {process.describe['device']} ({profile.runtime}, "

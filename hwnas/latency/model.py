@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -82,7 +82,8 @@ class Prediction:
 class LatencyModel:
     """Predicts from one table. Reads it once: later measurements need a new model."""
 
-    def __init__(self, table: LatencyTable) -> None:
+    def __init__(self, table: LatencyTable, *, calibrate_on: Callable[[str], bool] | None = None) -> None:
+        """Reads the table; `calibrate_on` chooses among its networks by name, None takes all."""
         self.path = table.path
         self.header = table.header
         self.operators: dict[str, Estimate] = table.operators()
@@ -99,6 +100,8 @@ class LatencyModel:
         self._kernels: dict[tuple[object, ...], SpaceKernels] = {}
         groups: dict[Shape, list[tuple[float, float]]] = {}
         for network in table.networks():
+            if calibrate_on is not None and not calibrate_on(network.name):
+                continue
             keys = self._keys(network)
             if all(key in self.operators for key in keys):
                 pair = (self._sum(keys), network.measured.latency_ms)
@@ -115,6 +118,10 @@ class LatencyModel:
 
     def _sum(self, keys: Iterable[str]) -> float:
         return sum(self.operators[key].latency_ms for key in keys)
+
+    def sum_ms(self, network: Network) -> float:
+        """What the operators of a network add up to, before calibration; all of them have to be measured."""
+        return self._sum(op.key for op in self.lower(network))
 
     def calibration(self, input_shape: Shape) -> Calibration:
         """The calibration for networks of an input shape: its own, where enough networks were measured, else all."""

@@ -169,7 +169,7 @@ class MeasuringProcess:
             model = subject.model()
         except (HwnasError, MemoryError, ValueError) as error:
             raise MeasurementError(f"cannot be written as a model: {' '.join(str(error).split())[:300]}") from None
-        memory = subject.memory_bytes + 2 * len(model)
+        memory = subject.memory_bytes + len(model) * 5 // 4
         while self._loaded and memory + sum(held for _, held in self._loaded.values()) > self.memory_limit_bytes:
             self._ask({"do": "unload", "name": self._loaded.popitem(last=False)[0]})
         answer = self._ask(
