@@ -93,6 +93,7 @@ class LatencyModel:
         self.knowledge = Knowledge(
             self.operators,
             table.blocks(),
+            self.failures,
             element_bytes=ELEMENT_BYTES.get(self.header["precision"], 4),
             batch_size=self.header["batch_size"],
             foreign=self.imported,

@@ -347,9 +347,9 @@ class LatencyTable:
         return found
 
     def content(self, role: str, name: str) -> dict[str, Any]:
-        """What an entry's row says of it."""
-        ((content,),) = self._select("SELECT content FROM entries WHERE role = ? AND name = ?", role, name)
-        return dict(trust.document(self.path, content))
+        """What an entry's row says of it; nothing where it was imported."""
+        found = self._select("SELECT content FROM entries WHERE role = ? AND name = ?", role, name)
+        return dict(trust.document(self.path, found[0][0])) if found else {}
 
     def drift(self) -> dict[int, float]:
         """For each session the factor that brings its times to the level of the first session, by the reference."""

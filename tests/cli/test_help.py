@@ -9,16 +9,17 @@ import time
 import pytest
 from command import Hwnas
 
-COMMANDS = ("devices", "profile", "lut", "lut list", "lut show", "predict", "search", "verify", "export")
+COMMANDS = ("devices", "profile", "lut", "lut list", "lut show", "lut import", "predict", "search", "verify", "export")
 
 OPTIONS = {
     "profile": "--device --space --model --batch --precision --runtime --threads --target-error --lut --image-size "
     "--num-classes",
     "lut list": "--root",
     "lut show": "--lut --sort --limit",
+    "lut import": "--format --out --batch --precision --device-name --source --licence",
     "predict": "--lut --measure",
     "search": "--method --space --data --lut --device --latency --macs --params --out --recipe --population "
-    "--generations",
+    "--generations --allow-uncalibrated",
     "verify": "--device --latency",
     "export": "--out --format",
 }
