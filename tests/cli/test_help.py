@@ -9,13 +9,17 @@ import time
 import pytest
 from command import Hwnas
 
-COMMANDS = ("devices", "profile", "lut", "lut list", "lut show", "predict", "search", "verify", "export")
+LUT = ("list", "show", "check", "merge", "diff", "export")
+COMMANDS = ("devices", "profile", "lut", *(f"lut {name}" for name in LUT), "predict", "search", "verify", "export")
 
 OPTIONS = {
     "profile": "--device --space --model --batch --precision --runtime --threads --target-error --lut --image-size "
     "--num-classes",
     "lut list": "--root",
     "lut show": "--lut --sort --limit",
+    "lut check": "--lut --sample --seed",
+    "lut merge": "--out",
+    "lut export": "--lut --format --out",
     "predict": "--lut --measure",
     "search": "--method --space --data --lut --device --latency --macs --params --out --recipe --population "
     "--generations",
