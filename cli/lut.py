@@ -1,4 +1,4 @@
-"""`hwnas lut`: looks into latency tables."""
+"""`hwnas lut`: looks into latency tables. What it does to them as files is in `lut_files`, checking in `lut_check`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from hwnas.errors import HwnasError
 
 from .choices import chosen_table
 from .groups import SuggestingGroup
+from .lut_check import check_command
+from .lut_files import diff_command, export_command, merge_command
 from .options import Command, common, file_path, option
 from .terminal import Terminal, count, milliseconds
 
@@ -38,14 +40,22 @@ SORTS: dict[str, Callable[[Row], float | str]] = {
 
 @click.group("lut", cls=SuggestingGroup)
 def command() -> None:
-    """Look into latency tables.
+    """Look into latency tables, and check, merge, compare and export them.
 
     \b
     Example:
       hwnas lut list
       hwnas lut show --sort ms --limit 10
+<<<<<<< HEAD
       hwnas lut import v100_tensorrt_fp16.txt.gz --format alibaba-trt --batch 32 --out v100.lut
+=======
+      hwnas lut check
+>>>>>>> care
     """
+
+
+for _leaf in (check_command, merge_command, diff_command, export_command):
+    command.add_command(_leaf)
 
 
 @command.command("list", cls=Command)
