@@ -2,10 +2,11 @@
 
     python benchmarks/prediction.py [--quick] [--space NAME]... [--threads N]... [--batch N]... [--networks 200]
 
-For each setting: profiles the space into a table as `hwnas profile` does, then again with test networks of another seed
-in the same passes, and prints one line of figures of the test networks: predictions are calibrated on the 30 calibration
-networks alone. Beside them stands what a naive table says: operators timed alone one after the other, the median, no
-calibration. Coverage is over 200 random splits of all networks into 30 to calibrate on and the rest.
+For each setting: measures what `hwnas profile` does and test networks of another seed, in the same passes, and prints
+one line of figures of the test networks: predictions are calibrated on the 30 calibration networks alone. Beside them
+stands what a naive table says: operators timed alone one after the other, the median, no calibration. Coverage is over
+200 random splits of all networks into 30 to calibrate on and the rest. "profiled" is the time that went into what a
+profile measures.
 
 `--quick` is one thread, batch 1, three spaces. Tables with the raw samples and plots of predicted against measured are
 kept under `--out`. Exit code 3 where a bound is missed.

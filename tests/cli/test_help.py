@@ -9,25 +9,18 @@ import time
 import pytest
 from command import Hwnas
 
-<<<<<<< HEAD
-COMMANDS = ("devices", "profile", "lut", "lut list", "lut show", "lut import", "predict", "search", "verify", "export")
-=======
-LUT = ("list", "show", "check", "merge", "diff", "export")
+LUT = ("list", "show", "import", "check", "merge", "diff", "export")
 COMMANDS = ("devices", "profile", "lut", *(f"lut {name}" for name in LUT), "predict", "search", "verify", "export")
->>>>>>> care
 
 OPTIONS = {
     "profile": "--device --space --model --batch --precision --runtime --threads --target-error --lut --image-size "
     "--num-classes",
     "lut list": "--root",
     "lut show": "--lut --sort --limit",
-<<<<<<< HEAD
     "lut import": "--format --out --batch --precision --device-name --source --licence",
-=======
     "lut check": "--lut --sample --seed",
     "lut merge": "--out",
     "lut export": "--lut --format --out",
->>>>>>> care
     "predict": "--lut --measure",
     "search": "--method --space --data --lut --device --latency --macs --params --out --recipe --population "
     "--generations --allow-uncalibrated",
