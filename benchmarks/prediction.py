@@ -30,6 +30,7 @@ from hwnas.latency.build import CALIBRATION_NETWORKS, build_table, calibration_a
 from hwnas.latency.calibration import calibrate
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable, MeasuredNetwork
+from hwnas.latency.widths import NORMAL_90
 from hwnas.measure.lock import device_lock
 from hwnas.measure.onnx_models import op_to_onnx
 from hwnas.measure.process import MeasuringProcess, Subject
@@ -140,11 +141,6 @@ def measure(profile: DeviceProfile, space: Space, count: int, out: Path) -> Line
     archs = calibration_archs(space, count, seed=1)
     known = set(calibration_archs(space, CALIBRATION_NETWORKS))
     tests = {f"{TEST} #{i}": space.network(arch) for i, arch in enumerate(archs) if arch not in known}
-    began = time.monotonic()
-    alone = path.with_suffix(".alone.lut")
-    alone.unlink(missing_ok=True)
-    build_table(profile, alone, spaces=[space], progress=RichProgress(quiet=True))  # what a user waits for
-    profile_s = time.monotonic() - began
     build_table(profile, path, spaces=[space], whole=tests, progress=RichProgress(quiet=True))
     with LatencyTable.open(path) as table:
         model = LatencyModel(table, calibrate_on=lambda name: not name.startswith(TEST))
@@ -152,6 +148,7 @@ def measure(profile: DeviceProfile, space: Space, count: int, out: Path) -> Line
         measured = {net.name: net for net in networks if net.name.startswith(TEST)}
         predicted = [model.predict(net.network).latency_ms for net in measured.values() if net.network]
         coverage = split_coverage(model, networks)
+        profile_s = table.seconds(lambda name: not name.startswith(TEST))
     naive = naive_table(profile, tests)
     times = np.array([net.measured.latency_ms for net in measured.values()])
     sums = np.array([sum(naive[op.key] for op in net.network.ops) for net in measured.values() if net.network])
@@ -173,11 +170,12 @@ def split_coverage(model: LatencyModel, networks: list[MeasuredNetwork]) -> Vect
     """For random splits the share of the rest whose measurement is in its interval."""
     sums = np.array([model.sum_ms(net.network) for net in networks if net.network])
     times = np.array([net.measured.latency_ms for net in networks])
+    noise = float(np.median([net.measured.relative_error for net in networks])) / NORMAL_90
     rng, shares = np.random.default_rng(0), []
     for _ in range(SPLITS):
         order = rng.permutation(len(times))
         fitted, rest = order[:CALIBRATION_NETWORKS], order[CALIBRATION_NETWORKS:]
-        calibration = calibrate(sums[fitted], times[fitted])
+        calibration = calibrate(sums[fitted], times[fitted], noise)
         centre = np.array([calibration.latency_ms(x) for x in sums[rest]])
         shares.append((np.abs(times[rest] - centre) <= calibration.half_width * centre).mean())
     return np.array(shares)

@@ -18,9 +18,10 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -332,6 +333,14 @@ class LatencyTable:
         query = f"""SELECT repeats, samples_ms FROM visits JOIN entries ON entry = entries.id
                     WHERE role = ? AND name = ? {alone} ORDER BY visits.id"""
         return [trust.samples(self.path, blob, repeats) for repeats, blob in self._select(query, role, name)]
+
+    def seconds(self, counted: Callable[[str], bool]) -> float:
+        """About how long the visits of those entries took whose names are `counted`, loading included."""
+        query = """SELECT session, name, at FROM visits JOIN entries ON entry = entries.id
+                   WHERE role != 'operator' OR place IS NULL ORDER BY visits.id"""
+        rows = self._select(query)
+        gaps = [(now, name, at - before) for (then, _, before), (now, name, at) in pairwise(rows) if now == then]
+        return float(sum(gap for _, name, gap in gaps if counted(name)))
 
     def inside(self) -> dict[str, set[str]]:
         """Operators that were timed inside networks: their keys, and which networks (role ``cover``)."""
