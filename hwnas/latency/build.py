@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from hwnas.measure.onnx_models import network_to_onnx, op_to_onnx
 from hwnas.measure.passes import Entry, is_open, measure_in_passes
 from hwnas.measure.process import MeasuringProcess, Subject
 from hwnas.network import Network
-from hwnas.ops import Op
+from hwnas.ops import Op, Shape
 from hwnas.progress import Progress
 from hwnas.spaces.base import Arch, Space
 
@@ -36,6 +36,9 @@ CALIBRATION_NETWORKS = 30
 
 COVER_VISITS = 8
 """Visits of each network whose kernels are timed; each kernel is in at least two of them, mostly in many more."""
+
+COMPANY = 7
+"""Networks that are visited beside what is added to a table later."""
 
 NOISY = 0.15
 """Spread of the reference network (median / fastest - 1) above which the machine is said to be too noisy."""
@@ -110,11 +113,13 @@ class Plan:
         ops: kernels, as the runtime runs them.
         covers: networks inside which kernels are timed, by name.
         networks: measured whole, to calibrate on, by name.
+        company: networks of the table that are visited again beside covers, so that the machine's regimes can be told.
     """
 
     ops: tuple[Op, ...]
     covers: Mapping[str, Network]
     networks: Mapping[str, Network]
+    company: Mapping[str, Network] = field(default_factory=dict)
 
 
 MakePlan = Callable[[LatencyTable, Lower], Plan]
@@ -165,9 +170,18 @@ def measure_missing(profile: DeviceProfile, path: Path, network: Network, progre
         lacking = not {op.key for op in ops} <= set(table.operators())
         begun = f"model {_digest(network)}" in table.names("cover")
         inside = {"model": network} if (lacking or begun) and not network.unknown else {}
-        return Plan(tuple(dict.fromkeys(ops)), inside, {})
+        return Plan(tuple(dict.fromkeys(ops)), inside, {}, _company(table, network.input_shape) if inside else {})
 
     return _measure(profile, path, plan, progress, ())
+
+
+def _company(table: LatencyTable, input_shape: Shape) -> dict[str, Network]:
+    """Some calibration networks, of that input shape where there are enough."""
+    known = [net for net in table.networks() if net.network is not None]
+    alike = [net for net in known if net.input_shape == input_shape]
+    chosen = sorted(alike if len(alike) >= COMPANY else known, key=lambda net: net.measured.latency_ms)
+    places = sorted({round(place) for place in np.linspace(0, len(chosen) - 1, COMPANY)}) if chosen else []
+    return {chosen[place].name: network for place in places if (network := chosen[place].network) is not None}
 
 
 def measure_again(
@@ -309,12 +323,7 @@ def _entries(
     if alone:
         plain["overhead", "overhead"] = overhead_network()
     for (role, name), network in plain.items():
-        subjects[role, name] = Subject(
-            f"{role} {name}",
-            "kernels" if role == "cover" else "network",
-            lambda network=network: network_to_onnx(network, batch_size=batch),  # type: ignore[misc]
-            0 if role == "cover" else 2 * max(op.traffic_bytes(4, batch) for op in network.ops),
-        )
+        subjects[role, name] = _whole(role, name, network, batch)
         content[role, name] = network.to_json()
     for key, op in alone.items():
         subjects["operator", key] = Subject(
@@ -333,6 +342,9 @@ def _entries(
         )
         for (role, name), subject in subjects.items()
     }
+    for name, network in plan.company.items():
+        visits = table.visits("network", name)
+        entries["network", name] = Entry(_whole("network", name, network, batch), visits=visits, passes=len(visits))
     failed = {("operator", key) for key in table.failures()}
     todo = [
         name
@@ -342,7 +354,21 @@ def _entries(
     if todo:
         for (role, name), data in content.items():
             table.add_entry(role, name, data)
+    if any(role == "cover" for role, _ in todo):
+        for name in plan.company:
+            entries["network", name].passes += COVER_VISITS
+            todo.append(("network", name))
     return {name: entry for name, entry in entries.items() if name in todo or entry.reference}, todo
+
+
+def _whole(role: str, name: str, network: Network, batch: int) -> Subject:
+    """A network as something to measure, whole or kernel by kernel."""
+    return Subject(
+        f"{role} {name}",
+        "kernels" if role == "cover" else "network",
+        lambda: network_to_onnx(network, batch_size=batch),
+        0 if role == "cover" else 2 * max(op.traffic_bytes(4, batch) for op in network.ops),
+    )
 
 
 def _digest(network: Network) -> str:

@@ -23,7 +23,7 @@ QUANTILE = 0.25
 
 RESAMPLES = 200
 MIN_REFERENCE_SAMPLES = 20
-"""A session with fewer samples of the reference network is not brought to the level of the others."""
+"""An entry with fewer samples in a session says nothing of the session's level."""
 
 NORMAL_90 = 1.645
 OVERHEAD = "overhead"
@@ -63,7 +63,7 @@ class Levels:
         self._log = np.array([np.log(visit.samples_ms.min()) for visit in self._visits])
         self._regime, self._told = self._regimes()
         self.sessions = self._session_factors()
-        """Factor of each session, by the reference network."""
+        """Factor of each session."""
         self._factor = {
             visit.number: float(np.exp(-regime)) * self.sessions.get(visit.session, 1.0)
             for visit, regime in zip(self._visits, self._regime, strict=True)
@@ -89,13 +89,28 @@ class Levels:
         return regime, told
 
     def _session_factors(self) -> dict[int, float]:
-        known: dict[int, float] = {}
+        """Factors that bring each session to the level of the first, by everything that both have measured."""
+        levels: dict[int, dict[tuple[str, str], float]] = {}
         for session in dict.fromkeys(visit.session for visit in self._visits):
-            places = [p for p, v in enumerate(self._visits) if v.session == session and v.entry[0] == "reference"]
-            if sum(len(self._visits[place].samples_ms) for place in places) >= MIN_REFERENCE_SAMPLES:
-                known[session] = self._level(places, 1.0).latency_ms
-        first = known[min(known)] if known else 1.0
-        return {session: first / level for session, level in known.items()}
+            places: dict[tuple[str, str], list[int]] = {}
+            for place, visit in enumerate(self._visits):
+                if visit.session == session and visit.entry[0] in ("reference", "network"):
+                    places.setdefault(visit.entry, []).append(place)
+            known = {
+                entry: self._level(found, 1.0).latency_ms for entry, found in places.items() if self._enough(found)
+            }
+            if known:
+                levels[session] = known
+        factors: dict[int, float] = {}
+        first: dict[tuple[str, str], float] = {}
+        for session, known in sorted(levels.items()):
+            ratios = [first[entry] / level for entry, level in known.items() if entry in first]
+            factors[session] = float(np.median(ratios)) if ratios else 1.0
+            first = {**{entry: level * factors[session] for entry, level in known.items()}, **first}
+        return factors
+
+    def _enough(self, places: Sequence[int]) -> bool:
+        return sum(len(self._visits[place].samples_ms) for place in places) >= MIN_REFERENCE_SAMPLES
 
     def _level(self, places: Sequence[int], factor: float | None = None) -> Estimate:
         """The estimate from some visits; `factor` stands for those of their sessions."""
