@@ -61,6 +61,7 @@ class BuildReport:
     seconds: float
     calibration: Quality
     unknown: tuple[str, ...] = ()
+    estimator: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``hwnas profile --json``."""
@@ -260,6 +261,7 @@ def _measure(
             seconds=time.monotonic() - started,
             calibration=model.quality(),
             unknown=unknown,
+            estimator=table.estimator,
         )
 
 

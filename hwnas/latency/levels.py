@@ -16,10 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.measure.regimes import LEAST_ENTRIES, regimes
-from hwnas.measure.statistics import CONFIDENCE, Estimate, estimate
+from hwnas.measure.statistics import CONFIDENCE, ESTIMATOR, Estimate, estimate
 
-QUANTILE = 0.25
-"""Of a network's visits, regimes taken off: where its level is."""
+QUANTILE, NOISY_QUANTILE = 0.25, 0.5
+"""Of a network's visits, regimes taken off: where its level is. What disturbs single visits only ever adds to them, so
+that a low quantile is nearer to the truth; where they scatter a lot, the median is the surer one."""
+
+NOISY = 0.03
+"""Scatter of the visits (relative, by the median absolute deviation) from which on the median is taken."""
 
 RESAMPLES = 200
 MIN_REFERENCE_SAMPLES = 20
@@ -62,15 +66,32 @@ class Levels:
         self._visits = sorted(visits, key=lambda visit: visit.number)
         self._log = np.array([np.log(visit.samples_ms.min()) for visit in self._visits])
         self._regime, self._told = self._regimes()
+        self._of: dict[tuple[str, str], list[int]] = {}
+        for place, visit in enumerate(self._visits):
+            self._of.setdefault(visit.entry, []).append(place)
+        self.quantile = NOISY_QUANTILE if self.scatter > NOISY else QUANTILE
         self.sessions = self._session_factors()
         """Factor of each session."""
         self._factor = {
             visit.number: float(np.exp(-regime)) * self.sessions.get(visit.session, 1.0)
             for visit, regime in zip(self._visits, self._regime, strict=True)
         }
-        self._of: dict[tuple[str, str], list[int]] = {}
-        for place, visit in enumerate(self._visits):
-            self._of.setdefault(visit.entry, []).append(place)
+
+    @property
+    def scatter(self) -> float:
+        """Of the visits of one entry, regimes taken off: relative, the median over entries."""
+        found = []
+        for places in self._of.values():
+            values = self._log[places] - self._regime[places]
+            found.append(1.48 * float(np.median(np.abs(values - np.median(values)))))
+        return float(np.median(found)) if found else 0.0
+
+    @property
+    def estimator(self) -> str:
+        """What latencies of networks are, in words."""
+        if not self._told.any():
+            return ESTIMATOR
+        return f"{self.quantile:g} quantile of visits, regimes taken off"
 
     def _regimes(self) -> tuple[Samples, NDArray[np.bool_]]:
         """The regime of each visit, and whether it could be told."""
@@ -118,7 +139,8 @@ class Levels:
         samples = [self._visits[place].samples_ms * by for place, by in zip(places, factors, strict=True)]
         if not self._told[places].all():
             return estimate(samples)
-        return level_of(self._log[places] - self._regime[places] + np.log(factors), sum(map(len, samples)))
+        values = self._log[places] - self._regime[places] + np.log(factors)
+        return level_of(values, sum(map(len, samples)), self.quantile)
 
     def networks(self, role: str) -> dict[str, Estimate]:
         """Latencies of a role's entries by name, at the level of the first session when it was quiet."""
@@ -144,11 +166,11 @@ class Levels:
         return {key: _over_networks(list(by.values()), counts[key], overhead) for key, by in found.items()}
 
 
-def level_of(log_ms: Samples, samples: int) -> Estimate:
+def level_of(log_ms: Samples, samples: int, quantile: float = QUANTILE) -> Estimate:
     """The level of an entry from its visits, regimes taken off, with an interval by resampling them."""
     rng = np.random.default_rng(len(log_ms))  # fixed: the same visits always give the same interval
-    point = float(np.quantile(log_ms, QUANTILE))
-    again = np.quantile(log_ms[rng.integers(len(log_ms), size=(RESAMPLES, len(log_ms)))], QUANTILE, axis=1)
+    point = float(np.quantile(log_ms, quantile))
+    again = np.quantile(log_ms[rng.integers(len(log_ms), size=(RESAMPLES, len(log_ms)))], quantile, axis=1)
     tail = (1 - CONFIDENCE) / 2
     half = max(abs(float(end) - point) for end in np.quantile(again, [tail, 1 - tail]))
     return Estimate(float(np.exp(point)), float(np.exp(point - half)), float(np.exp(point + half)), samples)

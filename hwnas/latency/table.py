@@ -368,6 +368,11 @@ class LatencyTable:
         """The reference network at the level that all latencies of the table are given at."""
         return self._levels.networks("reference").get("reference")
 
+    @property
+    def estimator(self) -> str:
+        """How latencies of whole networks are told from their samples, in words."""
+        return self._levels.estimator
+
     def operators(self) -> dict[str, Estimate]:
         """Latency of one execution of each measured operator, by key.
 
