@@ -13,13 +13,17 @@ PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python
 RUN := runs/quickstart
 BUDGET := 60%
 
-.PHONY: help quickstart test lint bench clean dataset
+# Where the published tables lie that lut/ is made from (lut/README.md says where they come from).
+V100 := ../shared/data
+
+.PHONY: help quickstart test lint bench clean dataset shipped-tables
 
 help:
 	@echo "make quickstart  install, profile this CPU, search under a latency budget, verify on the device"
 	@echo "make test        install, lint, types and the whole test suite"
 	@echo "make lint        ruff and mypy"
 	@echo "make bench       the benchmarks whose figures the README quotes"
+	@echo "make shipped-tables  lut/*.lut anew from the files they are imported from (V100=FOLDER)"
 	@echo "make clean       remove what make built; runs/ and tables/ stay"
 
 # Made again when pyproject.toml changes. The stamp is written last: an interrupted installation is repeated.
@@ -65,6 +69,12 @@ bench: $(READY)
 	$(BIN)/python benchmarks/pricing.py
 	$(BIN)/python benchmarks/prediction.py
 	$(BIN)/python benchmarks/budget_audit.py
+
+shipped-tables: $(READY)
+	@for precision in fp32 fp16; do \
+		$(BIN)/hwnas lut import $(V100)/v100_tensorrt_$$precision.txt.gz --format alibaba-trt --batch 32 --precision $$precision \
+			--device-name "Tesla V100" --out lut/v100-tensorrt-$$precision-b32.lut; \
+	done
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -26,7 +26,7 @@ def device_options(function: Function) -> Function:
         option("--device", metavar="DEVICE", help="A profile's name or a path to one  [default: cpu]"),
         option("--batch", type=click.IntRange(1), metavar="N", help="Images in one run  [default: the profile's]"),
         option("--precision", metavar="NAME", help="fp32 (the only one in this version)"),
-        option("--runtime", metavar="NAME", help="onnxruntime (the only one in this version)"),
+        option("--runtime", metavar="NAME", help="onnxruntime or openvino  [default: the profile's]"),
         option("--threads", type=click.IntRange(0), metavar="N", help="0 is all cores  [default: the profile's]"),
     )
     for decorator in reversed(decorators):
@@ -44,15 +44,15 @@ def device_profile(
     target_error: float | None = None,
 ) -> DeviceProfile:
     """The profile that the device options name, with what they change."""
-    from hwnas.devices import find_profile
+    from hwnas.devices import find_profile, with_runtime
 
     if device is None:
         device = DEVICE
         terminal.default("--device", device)
     profile = find_profile(device)
-    return profile.override(
-        batch_size=batch, precision=precision, runtime=runtime, threads=threads, target_error=target_error
-    )
+    if runtime is not None:
+        profile = with_runtime(profile, runtime)
+    return profile.override(batch_size=batch, precision=precision, threads=threads, target_error=target_error)
 
 
 def table_path(terminal: Terminal, lut: Path | None, profile: DeviceProfile) -> Path:
@@ -83,11 +83,12 @@ def chosen_table(
         space: whose operators a table must hold.
     """
     from hwnas.latency.lowering import lowering
+    from hwnas.latency.shipped import table_file
     from hwnas.latency.slots import SpaceKernels
     from hwnas.latency.table import LatencyTable, list_tables
 
     if lut is not None:
-        return lut
+        return table_file(lut)
     for info in list_tables():
         if profile is not None and not _fits(info.header, profile, given or {}):
             continue
@@ -107,28 +108,34 @@ def _fits(header: Mapping[str, Any], profile: DeviceProfile, given: Mapping[str,
     wanted = {key: value for key, value in given.items() if value is not None}
     if "threads" in wanted:  # a table says how many there were, never 0 for all cores
         wanted["threads"] = profile.override(threads=wanted["threads"]).thread_count
-    mine = header["profile"]["name"] == profile.name and header["device"] == cpu_name()
-    return mine and all(header[key] == value for key, value in wanted.items())
+    mine = header["profile"]["name"] == profile.name and header["runtime"] == profile.runtime
+    return mine and header["device"] == cpu_name() and all(header[key] == value for key, value in wanted.items())
 
 
 def named_table(terminal: Terminal, lut: Path, device: str | None) -> Path:
-    """The table that was named; of another device it is used only knowingly. There need not be one yet.
+    """The table that was named, by its path or as one that ships; of another device it is used only knowingly.
+
+    There need not be one yet.
 
     Raises:
-        HwnasError: `device` was named too, and the table is of another one.
+        HwnasError: `device` was named too, and the table is of another one or of another runtime.
     """
     from hwnas.devices import find_profile
+    from hwnas.latency.shipped import table_file
     from hwnas.latency.table import LatencyTable
     from hwnas.measure.hardware import cpu_name
 
+    lut = table_file(lut)
     here = cpu_name()  # every profile of this version measures this machine's CPU
-    if device is not None:
-        find_profile(device)  # a misspelt one is an error with a table too
+    profile = find_profile(device) if device is not None else None  # a misspelt one is an error with a table too
     if lut.exists():
         with LatencyTable.open(lut) as table:
-            measured = table.header["device"]
+            measured, runtime = table.header["device"], table.header["runtime"]
         if measured != here and device is not None:
             raise HwnasError(f"{lut} was measured on {measured}, --device {device} is {here}: leave one of them out")
+        if profile is not None and runtime != profile.runtime:
+            raise HwnasError(f"{lut} was measured with {runtime}, --device {device} is {profile.runtime}: "
+                             "leave one of them out")  # fmt: skip
         if measured != here:
             terminal.note(f"latencies are those of {measured}, where {lut} was measured; this machine is {here}")
     return lut
@@ -146,6 +153,11 @@ def table_profile(path: Path) -> DeviceProfile:
     from hwnas.latency.table import LatencyTable
 
     with LatencyTable.open(path) as table:
+        if table.header.get("imported"):
+            raise HwnasError(
+                f"{path} was imported ({table.header['device']}, {table.header['runtime']}): nothing can be measured "
+                "as it was; give the --lut of a table made with 'hwnas profile'"
+            )
         try:
             return DeviceProfile.model_validate(table.header["profile"])
         except ValidationError:

@@ -22,7 +22,7 @@ from .terminal import Terminal, count, milliseconds
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hwnas.latency.table import Row
+    from hwnas.latency.table import Row, TableInfo
 
 BOUND = ("device", "runtime", "runtime_version", "precision", "batch_size", "threads")
 """What of a table's header is shown: what its latencies are true for."""
@@ -47,6 +47,7 @@ def command() -> None:
       hwnas lut list
       hwnas lut show --sort ms --limit 10
       hwnas lut check
+      hwnas lut import v100_tensorrt_fp16.txt.gz --format alibaba-trt --batch 32 --out v100.lut
     """
 
 
@@ -59,42 +60,56 @@ for _leaf in (check_command, merge_command, diff_command, export_command):
 @common
 @click.pass_obj
 def list_command(terminal: Terminal, root: Path) -> None:
-    """List the tables of a folder, newest first.
+    """List the tables of a folder, newest first, and those that ship with hwnas (--lut takes their names).
 
     \b
     Example:
       hwnas lut list
       hwnas lut list --root tables --json
     """
+    from hwnas.latency.shipped import shipped_tables
     from hwnas.latency.table import list_tables
 
+    mine = list_tables(root)
+    names = {path: name for name, path in shipped_tables().items()}
+    ships = sorted((info for folder in {path.parent for path in names} for info in list_tables(folder)), key=_path)
     found = [
         {
-            "lut": info.path,
+            "lut": names.get(info.path, info.path),
             "profile": info.header["profile"]["name"],
             **{key: info.header[key] for key in BOUND},
             "entries": info.entries,
             "changed": datetime.fromtimestamp(info.changed).astimezone().isoformat(timespec="seconds"),
+            "shipped": info.path in names,
+            "imported": bool(info.header.get("imported")),
         }
-        for info in list_tables(root)
+        for info in [*mine, *(info for info in ships if info.path in names)]
     ]
+    if not mine:
+        terminal.note(f"no tables in {root}/: make one with 'hwnas profile --device cpu'")
     if terminal.json:
         terminal.document(found)
-    elif not found:
-        terminal.note(f"no tables in {root}/: make one with 'hwnas profile --device cpu'")
-    else:
-        from rich.table import Table
+    elif found:
+        _list(terminal, found)
 
-        table = Table(box=None, pad_edge=False)
-        for title in ("table", "device", "runtime", "precision", "batch", "threads", "entries", "changed"):
-            table.add_column(
-                title, justify="right" if title in ("batch", "threads", "entries") else "left", no_wrap=True
-            )
-        for row in found:
-            runtime = f"{row['runtime']} {row['runtime_version']}"
-            cells = (row["lut"], row["device"], runtime, row["precision"], row["batch_size"], row["threads"])
-            table.add_row(*map(str, cells), str(row["entries"]), row["changed"][:16].replace("T", " "))
-        terminal.table(table)
+
+def _path(info: TableInfo) -> str:
+    return str(info.path)
+
+
+def _list(terminal: Terminal, found: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("table", "device", "runtime", "precision", "batch", "threads", "entries", "changed"):
+        table.add_column(title, justify="right" if title in ("batch", "threads", "entries") else "left", no_wrap=True)
+    for row in found:
+        runtime = f"{row['runtime']} {row['runtime_version']}"
+        threads = "-" if row["threads"] is None else row["threads"]
+        cells = (row["lut"], row["device"], runtime, row["precision"], row["batch_size"], threads, row["entries"])
+        changed = row["changed"][:16].replace("T", " ")
+        table.add_row(*map(str, cells), "ships, imported" if row["shipped"] and row["imported"] else changed)
+    terminal.table(table)
 
 
 @command.command("show", cls=Command)
@@ -111,6 +126,7 @@ def show_command(terminal: Terminal, table: Path | None, lut: Path | None, sort:
     Example:
       hwnas lut show
       hwnas lut show p.lut --sort gmacs --limit 10
+      hwnas lut show v100-tensorrt-fp16-b32 --limit 10
     """
     from hwnas.latency.table import LatencyTable
 
@@ -122,12 +138,73 @@ def show_command(terminal: Terminal, table: Path | None, lut: Path | None, sort:
         rows = sorted(opened.rows(), key=SORTS[sort])
     shown = rows[:limit]
     if terminal.json:
-        bound = {key: header[key] for key in BOUND}
+        bound = {key: header[key] for key in BOUND} | {"imported": header.get("imported")}
         terminal.document({"lut": path, **bound, "entries": len(rows), "rows": [asdict(row) for row in shown]})
         return
-    setting = f"{header['precision']}, batch {header['batch_size']}, {count(header['threads'], 'thread')}"
+    threads = "" if header["threads"] is None else f", {count(header['threads'], 'thread')}"
+    setting = f"{header['precision']}, batch {header['batch_size']}{threads}"
     device = f"{header['device']}, {header['runtime']} {header['runtime_version']}, {setting}"
-    terminal.table(f"{path}: {device}", _table(shown), f"{len(shown)} of {count(len(rows), 'operator')}")
+    lines = [f"{path}: {device}", *_origin(header)]
+    terminal.table(*lines, _table(shown), f"{len(shown)} of {count(len(rows), 'operator')}")
+
+
+def _origin(header: dict[str, Any]) -> list[str]:
+    """Where an imported table comes from, and what its values are."""
+    imported = header.get("imported")
+    if not imported:
+        return []
+    source = f"{imported['source']} ({imported.get('licence', 'licence not stated')})"
+    return [f"imported, not measured here, uncalibrated: {source}", f"note: {imported.get('note', '')}"]
+
+
+@command.command("import", cls=Command)
+@click.argument("file", type=file_path, metavar="FILE")
+@option("--format", "form", required=True, metavar="FORMAT", help="alibaba-trt, proxyless-yaml or fbnet-jsonl")
+@option("--out", type=file_path, required=True, metavar="X.lut", help="The table; an imported one is replaced.")
+@option("--batch", type=click.IntRange(1), metavar="N", help="Which of the file's batches.")
+@option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="[default: what the file or its name says]")
+@option("--device-name", metavar="NAME", help="The device it was measured on  [default: the format's]")
+@option("--source", metavar="TEXT", help="Where the file comes from  [default: the format's repository]")
+@option("--licence", metavar="TEXT", help="Of the file  [default: the repository's]")
+@common
+@click.pass_obj
+def import_command(
+    terminal: Terminal,
+    file: Path,
+    form: str,
+    out: Path,
+    batch: int | None,
+    precision: str | None,
+    device_name: str | None,
+    source: str | None,
+    licence: str | None,
+) -> None:
+    """Make a table of what somebody else measured and published.
+
+    It is marked as imported and uncalibrated. What it lacks is interpolated between its neighbours or estimated from
+    bytes and MACs, with wider intervals; searches ask for --allow-uncalibrated.
+
+    \b
+    Example:
+      hwnas lut import v100_tensorrt_fp16.txt.gz --format alibaba-trt --batch 32 --out v100.lut
+      hwnas lut import mobile_trim.yaml --format proxyless-yaml --device-name "Pixel 1" --out pixel.lut
+    """
+    from hwnas.latency.foreign import import_table
+    from hwnas.latency.foreign.reading import Choices
+
+    report = import_table(file, form, out, Choices(batch, precision, device_name, source, licence)).to_json()
+    if terminal.json:
+        terminal.document(report)
+        return
+    setting = f"{report['device']}, {report['runtime']}, {report['precision']}, batch {report['batch_size']}"
+    held = f"{count(report['operators'], 'operator')}, {count(report['blocks'], 'block')}"
+    lines = [f"{out}: {setting}", f"{held}; from {report['source']} ({report['licence']})"]
+    if report["failed"]:
+        lines.append(f"{report['failed']} could not be measured by the source: kept as failures")
+    if report["duplicates"]:
+        lines.append(f"{report['duplicates']} rows said something of an entry again: averaged")
+    lines += [f"skipped {number} of the kind {kind}" for kind, number in report["skipped"].items()]
+    terminal.table(*lines)
 
 
 def _table(rows: list[Row]) -> Table:

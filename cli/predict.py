@@ -63,7 +63,9 @@ def _predicted(terminal: Terminal, text: str, lut: Path | None, device: str | No
     document = _document(text, network.ops)
     document["unknown"] = list(network.unknown)
     if path is None:
-        terminal.note("no table: no latency; make one with 'hwnas profile --device cpu', or add --measure")
+        terminal.note(
+            f"no table: no latency; make one with 'hwnas profile --device {device or 'cpu'}', or add --measure"
+        )
         return document
     with LatencyTable.open(path) as table:
         prediction = LatencyModel(table).predict(network)
@@ -111,6 +113,9 @@ def _document(text: str, ops: Sequence[Op]) -> dict[str, Any]:
         "conv_fc_params": sum(op.conv_fc_params for op in ops),
         "bitops": None,  # only quantised networks have them
         "coverage": None,
+        "interpolated": None,
+        "estimated": None,
+        "calibrated": None,
         "missing": [],
         "unknown": [],
         "ops": sorted(found, key=lambda entry: -int(str(entry["macs"]))),
@@ -120,10 +125,11 @@ def _document(text: str, ops: Sequence[Op]) -> dict[str, Any]:
 def _latency(prediction: Prediction, network: Network) -> dict[str, Any]:
     ops = [
         {
-            "op": estimate.op.key,
+            "op": estimate.key,
             "count": estimate.count,
             "latency_ms": estimate.latency_ms,
-            "macs": estimate.op.macs * estimate.count,
+            "macs": estimate.macs,
+            "how": estimate.how or None,
             "failure": estimate.failure,
         }
         for estimate in prediction.ops
@@ -133,6 +139,9 @@ def _latency(prediction: Prediction, network: Network) -> dict[str, Any]:
         "low_ms": prediction.low_ms,
         "high_ms": prediction.high_ms,
         "coverage": prediction.coverage,
+        "interpolated": prediction.interpolated,
+        "estimated": prediction.estimated,
+        "calibrated": prediction.calibrated,
         "missing": [name for name in prediction.missing if name not in network.unknown],
         "ops": ops,
     }
@@ -147,7 +156,7 @@ def _show(terminal: Terminal, document: dict[str, Any], limit: int) -> None:
         interval = milliseconds(document["low_ms"], document["high_ms"])
         head.add_row("latency", f"{milliseconds(document['latency_ms'])} ms ({interval})")
     if document["coverage"] is not None:
-        head.add_row("coverage", f"{100 * document['coverage']:.1f}% of the operators are in {document['lut']}")
+        head.add_row("coverage", _coverage(document))
     head.add_row("MACs", f"{document['macs']:,} (papers: FLOPs)")
     head.add_row("parameters", f"{document['params']:,} ({document['conv_fc_params']:,} without BatchNorm)")
     terminal.table(head, _operators(document["ops"][:limit], "missing" if document["lut"] else ""))
@@ -162,6 +171,15 @@ def _show(terminal: Terminal, document: dict[str, Any], limit: int) -> None:
         terminal.table(*(f"  {key}" for key in document["missing"][:limit]), f"measure with: {measuring}")
 
 
+def _coverage(document: dict[str, Any]) -> str:
+    """How the operators are known."""
+    text = f"{100 * document['coverage']:.1f}% of the operators are in {document['lut']}"
+    for how, what in (("interpolated", "interpolated"), ("estimated", "estimated from bytes and MACs")):
+        if document[how]:
+            text += f", {100 * document[how]:.1f}% {what}"
+    return text if document["calibrated"] else f"{text}; uncalibrated: no whole networks were measured"
+
+
 def _operators(ops: list[dict[str, Any]], absent: str) -> Table:
     from rich.table import Table
 
@@ -169,7 +187,10 @@ def _operators(ops: list[dict[str, Any]], absent: str) -> Table:
     table.add_column("operator", overflow="fold")
     for title in ("times", "ms", "MACs"):
         table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("")
     for entry in ops:
         latency = absent if entry["latency_ms"] is None else milliseconds(entry["latency_ms"])
-        table.add_row(entry["op"], str(entry["count"]), latency, f"{entry['macs']:,}")
+        how = entry.get("how")
+        mark = "" if how in (None, "measured") else f"({how})"
+        table.add_row(entry["op"], str(entry["count"]), latency, f"{entry['macs']:,}", mark)
     return table

@@ -42,6 +42,7 @@ SPACES = ("proxyless-tiny", "proxyless")
 @option("--data", metavar="DATA", help="fashion-mnist, folder:DIR or torchvision:NAME:DIR  [default: fashion-mnist]")
 @option("--lut", type=file_path, metavar="FILE", help="The latency table  [default: the newest that fits]")
 @option("--device", metavar="DEVICE", help="Whose tables are looked for without --lut  [default: cpu]")
+@option("--allow-uncalibrated", is_flag=True, help="Accept a table without whole networks: wide intervals.")
 @option("--latency", metavar="B", help="Budget: 17ms, 60% of the most expensive, zoo:NAME; several by comma.")
 @option("--macs", metavar="B", help="Budget: 330M; several by comma.")
 @option("--params", metavar="B", help="Budget: 4.2M; several by comma.")
@@ -61,6 +62,7 @@ def command(
     data: str | None,
     lut: Path | None,
     device: str | None,
+    allow_uncalibrated: bool,
     latency: str | None,
     macs: str | None,
     params: str | None,
@@ -82,6 +84,7 @@ def command(
       hwnas search --latency 17ms
       hwnas search --latency 60% --recipe quickstart --out runs/quickstart
       hwnas search --latency 8ms,12ms,17ms --data folder:flowers --lut p.lut
+      hwnas search --latency 2ms --lut v100-tensorrt-fp16-b32 --allow-uncalibrated
     """
     _check_method(method)
     typed = {cost: text for cost, text in (("latency", latency), ("macs", macs), ("params", params)) if text}
@@ -92,6 +95,7 @@ def command(
     searched = _space(terminal, space, info)
     settings = _recipe(terminal, recipe, population, generations)
     priced = _price(terminal, searched, lut, device, needed="latency" in typed)
+    _check_calibrated(priced, allowed=allow_uncalibrated or "latency" not in typed)
     budgets = [[_resolve(spec, priced) for spec in specs] for specs in wanted]
     if out is None:
         out = _default_out(method, searched, info, recipe)
@@ -113,7 +117,7 @@ def command(
         method=method,
         notes=priced.notes,
     )
-    document = search(request, terminal.progress()).to_json()
+    document = {**search(request, terminal.progress()).to_json(), "table": priced.notes.get("table")}
     if terminal.json:
         terminal.document(document)
     else:
@@ -218,7 +222,31 @@ def _price(terminal: Terminal, space: Space, lut: Path | None, device: str | Non
         model = LatencyModel(table)
         made = {key: model.header[key] for key in ("created", "device", "batch_size", "threads", "precision")}
         notes = {"table": {"lut": str(path.absolute()), "fingerprint": table.fingerprint, **made}}
-    return _Priced(space, {**costs, "latency": model.cost(space)}, path, model, notes)
+    cost, counts = model.cost(space), model.priced(space)
+    notes["table"] |= {"imported": model.imported, "calibrated": model.calibrated, "operators": counts}
+    if counts["interpolated"] or counts["estimated"] or not model.calibrated:
+        terminal.note(_said(counts, calibrated=model.calibrated))
+    return _Priced(space, {**costs, "latency": cost}, path, model, notes)
+
+
+def _said(counts: dict[str, int], *, calibrated: bool) -> str:
+    """How the operators of the space are priced, in words."""
+    how = f"{counts['measured']} operators measured, {counts['interpolated']} interpolated between measured ones"
+    text = f"prices: {how}, {counts['estimated']} estimated from bytes and MACs"
+    return text if calibrated else f"{text}; no whole networks were measured: intervals are wide"
+
+
+def _check_calibrated(priced: _Priced, *, allowed: bool) -> None:
+    """Refuses a latency budget on a table whose predictions were never compared with whole networks.
+
+    Raises:
+        HwnasError: it says what to add.
+    """
+    if priced.model is not None and not priced.model.calibrated and not allowed:
+        raise HwnasError(
+            f"{priced.path} is uncalibrated (no whole networks were measured): predictions may be off by half; add "
+            "--allow-uncalibrated to search with its wide intervals"
+        )
 
 
 def _space_options(space: Space) -> str:

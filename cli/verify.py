@@ -56,15 +56,22 @@ def command(
       hwnas verify runs/quickstart --device cpu
       hwnas verify net.onnx --latency 17ms
     """
+    from hwnas.latency.shipped import table_file
     from hwnas.latency.table import LatencyTable
     from hwnas.verify import verify
 
     subjects = subjects_of(terminal, model)
     given = {"batch_size": batch, "precision": precision, "threads": threads}
-    path = lut or _recorded_table(terminal, subjects)
+    elsewhere = lut is None and _record(subjects).get("imported", False)
+    if elsewhere and device is None:
+        raise HwnasError(
+            f"the run was searched for {_record(subjects).get('device')}, on a table that was imported: name the "
+            "device to measure here with --device"
+        )
+    path = table_file(lut) if lut else None if elsewhere else _recorded_table(terminal, subjects)
     if path is None:
-        given = _as_recorded(terminal, given, subjects)
-        path = chosen_table(terminal, None, device_profile(terminal, device), given=given)
+        given = given if elsewhere else _as_recorded(terminal, given, subjects)
+        path = chosen_table(terminal, None, device_profile(terminal, device, runtime=runtime), given=given)
     profile = _profile(terminal, device, runtime, given, path)
     budget_ms = _budget(latency, path)
     candidates = [_candidate(terminal, subject, profile, budget_ms, data) for subject in subjects]
@@ -129,12 +136,12 @@ def _profile(
     """How to measure: as the table was measured, where there is one and nothing else is asked for."""
     wanted = {key: value for key, value in given.items() if value is not None}
     if path is None:
-        return device_profile(terminal, device).override(runtime=runtime, **wanted)
+        return device_profile(terminal, device, runtime=runtime).override(**wanted)
     made = table_profile(path)
     if device is None:
         return made.override(runtime=runtime, **wanted)
     as_made = {"batch_size": made.batch_size, "precision": made.precision, "threads": made.threads}
-    return device_profile(terminal, device).override(runtime=runtime, **{**as_made, **wanted})
+    return device_profile(terminal, device, runtime=runtime).override(**{**as_made, **wanted})
 
 
 def _budget(latency: str | None, path: Path | None) -> float | None:

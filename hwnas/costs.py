@@ -2,6 +2,7 @@
 
 Every cost hwnas searches under is additive over the slots of a space: a fixed part (stem, head, offset of the
 calibration) and one price for each choice of each slot. A million architectures are then priced by one gather and sum.
+Where a latency depends on what stands before a slot, a `Walk` adds the difference, exactly.
 """
 
 from __future__ import annotations
@@ -21,21 +22,63 @@ if TYPE_CHECKING:
 Genes = NDArray[np.integer]
 """Architectures as an integer array of shape [n, slots] (or [slots] for one)."""
 
+Floats = NDArray[np.float64]
+
 _BLOCK = 8192
 """Architectures priced at a time: what the cache holds, three times as fast as all at once."""
 
 
 @dataclass(frozen=True, slots=True)
+class Walk:
+    """What choices cost above their least price, by the state in which the slots before leave things.
+
+    A conversion of layout, for one, is paid or not by what stands before. An architecture is priced by a walk over its
+    slots, from state 0.
+
+    Attributes:
+        extra: [slots, states, choices], never negative.
+        after: [slots, states, choices], the state that each choice leaves.
+        tail: [states], what each state costs after the last slot, never negative.
+    """
+
+    extra: Floats
+    after: NDArray[np.intp]
+    tail: Floats
+
+    @property
+    def most(self) -> float:
+        """No architecture pays more than this."""
+        return float(self.extra.max(axis=(1, 2)).sum() + self.tail.max())
+
+    def add_to(self, total: Floats, genes: Genes) -> None:
+        """Adds what `genes` [n, slots] cost to `total` [n]."""
+        state = np.zeros(len(genes), np.intp)
+        width = self.extra.shape[2]
+        for slot, (extra, after) in enumerate(zip(self.extra, self.after, strict=True)):
+            place = state * width + genes[:, slot]
+            total += extra.take(place)
+            state = after.take(place)
+        total += self.tail.take(state)
+
+    def scaled(self, factor: float) -> Walk:
+        """Everything `factor` times as expensive."""
+        return Walk(self.extra * factor, self.after, self.tail * factor)
+
+
+@dataclass(frozen=True, slots=True)
 class Prices:
-    """Prices in one unit: the total of an architecture is ``fixed + sum(choices[slot, gene])``.
+    """Prices in one unit: the total of an architecture is ``fixed + sum(choices[slot, gene])``, and what `walk` adds.
 
     Attributes:
         fixed: what every architecture pays.
-        choices: float array of shape [slots, most choices of a slot]; infinite where a slot has no such choice.
+        choices: float array of shape [slots, most choices of a slot], least prices; infinite where a slot has no such
+            choice.
+        walk: None where no price depends on the slots before it.
     """
 
     fixed: float
-    choices: NDArray[np.float64]
+    choices: Floats
+    walk: Walk | None = None
 
     @classmethod
     def of(cls, fixed: float, slots: Iterable[Sequence[float]]) -> Prices:
@@ -46,7 +89,18 @@ class Prices:
             row[: len(prices)] = prices
         return cls(float(fixed), table)
 
-    def total(self, genes: Genes) -> NDArray[np.float64]:
+    @classmethod
+    def of_walk(cls, fixed: float, table: Floats, after: NDArray[np.intp], tail: Floats) -> Prices:
+        """From the prices [slots, states, choices] in each state; infinite where there is no such state or choice."""
+        least = table.min(axis=1)
+        known = np.isfinite(table)
+        extra = np.where(known, table - np.where(np.isfinite(least), least, 0.0)[:, None, :], 0.0)
+        end = tail.min()
+        behind = np.where(np.isfinite(tail), tail - end, 0.0)
+        walk = Walk(extra, after, behind) if extra.any() or behind.any() else None
+        return cls(float(fixed + end), least, walk)
+
+    def total(self, genes: Genes) -> Floats:
         """Totals of `genes` [n, slots], as an array [n]."""
         total = np.full(len(genes), self.fixed)
         for start in range(0, len(genes), _BLOCK):
@@ -54,16 +108,38 @@ class Prices:
             # Slot by slot, so that an architecture has one total to the last bit, however many are priced with it.
             for slot, prices in enumerate(self.choices):
                 part += prices.take(block[:, slot])
+            if self.walk is not None:
+                self.walk.add_to(part, block)
         return total
 
     def cheapest(self) -> tuple[int, ...]:
         """Genes of the cheapest architecture."""
-        return tuple(int(gene) for gene in self.choices.argmin(axis=1))
+        return self._extreme(1.0)
 
     def dearest(self) -> tuple[int, ...]:
         """Genes of the most expensive architecture."""
-        finite = np.where(np.isfinite(self.choices), self.choices, -np.inf)
-        return tuple(int(gene) for gene in finite.argmax(axis=1))
+        return self._extreme(-1.0)
+
+    def _extreme(self, sign: float) -> tuple[int, ...]:
+        """Genes with the least ``sign * total``."""
+        table = sign * np.where(np.isfinite(self.choices), self.choices, sign * np.inf)
+        if self.walk is None:
+            return tuple(int(gene) for gene in table.argmin(axis=1))
+        best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}  # the best way to each state
+        for prices, extra, after in zip(table, self.walk.extra, self.walk.after, strict=True):
+            reached: dict[int, tuple[float, tuple[int, ...]]] = {}
+            for state, (paid, genes) in best.items():
+                for gene in np.flatnonzero(np.isfinite(prices)).tolist():
+                    way = (paid + float(prices[gene] + sign * extra[state, gene]), (*genes, gene))
+                    end = int(after[state, gene])
+                    reached[end] = min(reached.get(end, way), way)
+            best = reached
+        tail = self.walk.tail
+        return min((paid + sign * float(tail[state]), genes) for state, (paid, genes) in best.items())[1]
+
+    def scaled(self, factor: float) -> Prices:
+        """Everything `factor` times as expensive."""
+        return Prices(self.fixed * factor, self.choices * factor, self.walk and self.walk.scaled(factor))
 
     def total_of(self, genes: tuple[int, ...]) -> float:
         """Total of one architecture."""

@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hwnas.errors import HwnasError, UsageError
-from hwnas.measure.hardware import cpu_name
+from hwnas.errors import HwnasError, RuntimeMissing, UsageError
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -44,7 +43,7 @@ class DeviceProfile(BaseModel):
     format: Literal[1] = 1
     name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
     description: str = ""
-    runtime: Literal["onnxruntime"]
+    runtime: Literal["onnxruntime", "openvino"]
     device: Literal["cpu"]
     precision: Literal["fp32"] = "fp32"
     batch_size: int = Field(default=1, ge=1, le=4096)
@@ -138,18 +137,37 @@ class RuntimeStatus:
 
 
 def available_runtimes() -> list[RuntimeStatus]:
-    """Every shipped profile with whether it can be measured on this machine."""
+    """Every shipped profile with whether it can be measured on this machine.
+
+    Each is tried in a measuring process, as measuring itself would: nothing is imported here.
+    """
+    from hwnas.measure.process import MeasuringProcess
+
     found = []
     for profile in list_profiles():
         try:
-            import onnxruntime
-        except ImportError as error:
-            found.append(
-                RuntimeStatus(
-                    profile.name, profile.runtime, False, str(error), "pip install --force-reinstall onnxruntime"
-                )
-            )
+            with MeasuringProcess(profile) as process:
+                says = process.describe
+        except RuntimeMissing as error:
+            found.append(RuntimeStatus(profile.name, profile.runtime, False, error.reason, error.fix))
             continue
-        reason = f"onnxruntime {onnxruntime.__version__}, {cpu_name()}, {os.cpu_count()} cores"
+        reason = f"{says['runtime']} {says['runtime_version']}, {says['device']}, {says['cores']} cores"
         found.append(RuntimeStatus(profile.name, profile.runtime, True, reason, ""))
     return found
+
+
+def with_runtime(profile: DeviceProfile, runtime: str) -> DeviceProfile:
+    """`profile`, deployed by another runtime: what ships for its device with that runtime, else a profile named so.
+
+    Raises:
+        UsageError: there is no such runtime.
+    """
+    changed = profile.override(runtime=runtime)
+    if changed == profile:
+        return profile
+    shipped = list_profiles()
+    if profile in shipped:
+        for known in shipped:
+            if (known.device, known.runtime) == (profile.device, runtime):
+                return known
+    return profile.override(runtime=runtime, name=f"{profile.name}-{runtime}")

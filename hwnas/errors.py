@@ -11,6 +11,20 @@ class HwnasError(Exception):
     exit_code = 1
 
 
+class RuntimeMissing(HwnasError):
+    """A runtime cannot be used on this machine.
+
+    Attributes:
+        reason: why not.
+        fix: the command that mends it; empty where none is known.
+    """
+
+    def __init__(self, reason: str, fix: str = "") -> None:
+        super().__init__(f"{reason}; install it with: {fix}" if fix else reason)
+        self.reason = reason
+        self.fix = fix
+
+
 class UsageError(HwnasError):
     """What was asked for cannot be understood: an unknown name, a quantity without a unit, a bad option."""
 

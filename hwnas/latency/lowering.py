@@ -11,11 +11,12 @@ installed version really makes. Other runtimes convert inside their kernels: the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hwnas.network import INPUT, UNKNOWN, Network, Ref
+from hwnas.network import INPUT, Network, Ref
 from hwnas.ops import PLAIN, Op, Shape
 
 ALIGNMENT = 4
@@ -27,21 +28,48 @@ WHOLE_BLOCKS = ("concat", "max_pool", "avg_pool", "global_avg_pool")
 FOLLOWING = ("add", "mul", "act", "affine", *WHOLE_BLOCKS)
 """Kinds that run in the layout of what arrives: lowered, they say which it is."""
 
-Lower = Callable[[Network], tuple[Op, ...]]
-"""What turns a network into the kernels that are run."""
+State = tuple[bool, ...]
+"""What a later operator sees of the one before it: its layout, for runtimes that have several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a runtime runs for one operator of a network: the conversions that it needs first, and itself.
+
+    Attributes:
+        kernels: in order.
+        state: of what it gives.
+    """
+
+    kernels: tuple[Op, ...]
+    state: State = ()
+
+
+class Lower(ABC):
+    """Turns networks into the kernels that a runtime runs."""
+
+    @abstractmethod
+    def steps(self, network: Network) -> list[Step]:
+        """A step for each node of the network, and one for its output."""
+
+    def __call__(self, network: Network) -> tuple[Op, ...]:
+        """The kernels of the whole network."""
+        return tuple(op for step in self.steps(network) for op in step.kernels)
 
 
 def lowering(header: Mapping[str, Any]) -> Lower:
     """How networks are lowered for the runtime that a table, or a measuring process, says it is of."""
     block = header.get("channel_block")
     if header.get("runtime") == "onnxruntime" and isinstance(block, int) and block > 0:
-        return lambda network: lower_blocked(network, block)
-    return as_written
+        return Blocked(block)
+    return AsWritten()
 
 
-def as_written(network: Network) -> tuple[Op, ...]:
+class AsWritten(Lower):
     """The operators as they stand, deployed."""
-    return tuple(op.deployed() for op in network.ops)
+
+    def steps(self, network: Network) -> list[Step]:
+        return [*(Step((op.deployed(),)) for op in network.ops), Step(())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +132,12 @@ class _Lowering:
     blocked: dict[Ref, bool] = field(default_factory=lambda: {INPUT: False})
     converted: set[Ref] = field(default_factory=set)
 
+    def taken(self) -> tuple[Op, ...]:
+        """The kernels since this was last asked."""
+        found = tuple(self.kernels)
+        self.kernels.clear()
+        return found
+
     def fetch(self, ref: Ref, shape: Shape, blocked: bool) -> None:
         """Makes sure that the value is there in the wanted layout."""
         if self.blocked[ref] == blocked or ref in self.converted:
@@ -119,7 +153,8 @@ class _Lowering:
         if op.residual and not arriving[-1] and placement(op, self.block).output:
             alone = replace(op, inputs=op.inputs[:1], residual=False, act="")
             given = self.add(alone, refs[:1], shapes[:1])
-            self.kernels.append(Op.conversion(op.output, blocked=False)) if given else None
+            if given:
+                self.kernels.append(Op.conversion(op.output, blocked=False))
             self.fetch(refs[-1], shapes[-1], False)
             self.kernels.append(Op.add(op.output, act=op.act).in_layout(PLAIN))
             return False
@@ -131,24 +166,30 @@ class _Lowering:
         return place.output
 
 
-def lower_blocked(network: Network, block: int) -> tuple[Op, ...]:
-    """The kernels of a network where channels come in blocks of `block`."""
-    state = _Lowering(block)
-    shapes: dict[Ref, Shape] = {INPUT: network.input_shape}
-    for index, node in enumerate(network.nodes):
-        refs = [ref for ref in node.inputs if ref[0] != UNKNOWN]
-        op = node.op.deployed()
-        if len(refs) < len(node.inputs):  # fed by what nobody knows: there is no latency anyhow
-            state.kernels.append(op)
-            given = False
-        else:
-            given = state.add(op, refs, [shapes[ref] for ref in refs])
-        for port, shape in enumerate(op.outputs):
-            shapes[index, port] = shape
-            state.blocked[index, port] = given
-    if network.output in shapes:
-        state.fetch(network.output, shapes[network.output], False)
-    return tuple(state.kernels)
+@dataclass(frozen=True, slots=True)
+class Blocked(Lower):
+    """ONNX Runtime on a CPU where channels come in blocks of `block`."""
+
+    block: int
+
+    def steps(self, network: Network) -> list[Step]:
+        state = _Lowering(self.block)
+        shapes: dict[Ref, Shape] = {INPUT: network.input_shape}
+        steps = []
+        for index, node in enumerate(network.nodes):
+            op = node.op.deployed()
+            if all(ref in shapes for ref in node.inputs):
+                given = state.add(op, node.inputs, [shapes[ref] for ref in node.inputs])
+            else:  # fed by what nobody knows: there is no latency anyhow
+                state.kernels.append(op)
+                given = False
+            for port, shape in enumerate(op.outputs):
+                shapes[index, port] = shape
+                state.blocked[index, port] = given
+            steps.append(Step(state.taken(), (given,)))
+        if network.output in shapes:
+            state.fetch(network.output, shapes[network.output], False)
+        return [*steps, Step(state.taken())]
 
 
 def blocked_tensors(op: Op, block: int) -> tuple[str, ...]:

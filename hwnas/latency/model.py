@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
-from hwnas.costs import Cost, Prices
+from hwnas.costs import Cost
 from hwnas.errors import HwnasError
-from hwnas.latency.calibration import Calibration, Quality, calibrate, quality
+from hwnas.latency import trust
+from hwnas.latency.calibration import FEASIBLE_CONFIDENCE, Calibration, Quality, calibrate, quality
+from hwnas.latency.imported import BLOCK
+from hwnas.latency.known import Knowledge, Known, Piece, deviation_ms
 from hwnas.latency.lowering import Lower, lowering
 from hwnas.latency.slots import SpaceKernels
-from hwnas.latency.table import LatencyTable, MeasuredNetwork
+from hwnas.latency.table import ELEMENT_BYTES, LatencyTable, MeasuredNetwork
+from hwnas.latency.widths import NORMAL_90
 from hwnas.measure.statistics import Estimate
 from hwnas.network import Network
 from hwnas.ops import Op, Shape
@@ -20,15 +26,33 @@ from hwnas.spaces.base import Space
 MIN_GROUP = 8
 """Calibration networks of one input shape that are enough to calibrate networks of that shape by themselves."""
 
+_NORMAL_FEASIBLE = NormalDist().inv_cdf(FEASIBLE_CONFIDENCE)
+
 
 @dataclass(frozen=True, slots=True)
 class OpEstimate:
-    """One operator of a prediction, all its occurrences together. `latency_ms` is None where the table lacks it."""
+    """One operator of a prediction, all its occurrences together. `latency_ms` is None where the table lacks it.
+
+    `how` it is known: measured, interpolated, estimated, or empty. A block that was timed as one has its further
+    operators in `rest`.
+    """
 
     op: Op
     count: int
     latency_ms: float | None
     failure: str | None = None
+    how: str = ""
+    rest: tuple[Op, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The operator's key; a block's keys joined."""
+        return BLOCK.join(op.key for op in (self.op, *self.rest))
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all occurrences."""
+        return self.count * sum(op.macs for op in (self.op, *self.rest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +61,8 @@ class Prediction:
 
     Attributes:
         latency_ms, low_ms, high_ms: None when an operator is missing or unknown: never a sum with holes.
-        coverage: measured operators as a share of all.
+        coverage: measured operators as a share of all; `interpolated` and `estimated` are the shares of those that
+            were read off measured ones and off the bytes and MACs.
         missing: keys of operators that the table lacks, and names of operators that nobody knows.
         ops: most expensive first; latencies are shares of `latency_ms` (calibrated), missing ones last.
         calibrated: whether whole networks stand behind the interval.
@@ -50,6 +75,8 @@ class Prediction:
     missing: tuple[str, ...]
     ops: tuple[OpEstimate, ...]
     calibrated: bool
+    interpolated: float = 0.0
+    estimated: float = 0.0
 
 
 class LatencyModel:
@@ -61,6 +88,15 @@ class LatencyModel:
         self.operators: dict[str, Estimate] = table.operators()
         self.failures = table.failures()
         self.lower: Lower = lowering(self.header)
+        self.imported: bool = bool(self.header.get("imported"))
+        self.knowledge = Knowledge(
+            self.operators,
+            table.blocks(),
+            element_bytes=ELEMENT_BYTES.get(self.header["precision"], 4),
+            batch_size=self.header["batch_size"],
+            foreign=self.imported,
+        )
+        self._kernels: dict[tuple[object, ...], SpaceKernels] = {}
         groups: dict[Shape, list[tuple[float, float]]] = {}
         for network in table.networks():
             keys = self._keys(network)
@@ -88,27 +124,48 @@ class LatencyModel:
         """Out-of-sample quality over the networks of every input shape that has enough of them, else over all."""
         return quality(list(self.calibrations.values()) or [self.pooled])
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether whole networks stand behind the intervals."""
+        return self.pooled.networks > 0
+
+    def _known(self, pieces: Iterable[Piece]) -> dict[Piece, Known | None]:
+        """What the table says of each of `pieces`: latency, deviation, and how it is known; None is nothing."""
+        pieces = list(pieces)
+        try:
+            self.knowledge.learn(pieces)
+        except ValueError:  # a key of the table is none
+            raise HwnasError(trust.damaged(self.path)) from None
+        return {piece: self.knowledge.of(piece) for piece in pieces}
+
     def predict(self, network: Network) -> Prediction:
         """Predicts a network. What is missing is named, and then there is no latency."""
         calibration = self.calibration(network.input_shape)
-        counts = Counter(self.lower(network))
-        found, missing = [], []
-        for op, count in counts.items():
-            known = self.operators.get(op.key)
+        kernels = self.lower(network)
+        counts = Counter(self.knowledge.pieces(kernels))
+        found, missing, parts, shares = [], [], [], Counter[str]()
+        for piece, known in self._known(counts).items():
+            (op, *rest), count = piece, counts[piece]
             if known is None:
                 missing.append(OpEstimate(op, count, None, self.failures.get(op.key)))
-            else:
-                found.append(OpEstimate(op, count, calibration.slope * known.latency_ms * count))
+                continue
+            latency = calibration.slope * known.latency_ms * count
+            found.append(OpEstimate(op, count, latency, how=known.how, rest=tuple(rest)))
+            parts.append((known, calibration.slope * count))
+            shares[known.how] += len(piece) * count
         found.sort(key=lambda estimate: -(estimate.latency_ms or 0))
-        total = sum(counts.values()) + len(network.unknown)
-        coverage = sum(estimate.count for estimate in found) / total if total else 1.0
+        total = len(kernels) + len(network.unknown)
+        share = {how: number / total for how, number in shares.items()}
+        coverage = share.get("measured", 0.0) if total else 1.0
+        guessed = (share.get("interpolated", 0.0), share.get("estimated", 0.0))
         names = (*(estimate.op.key for estimate in missing), *network.unknown)
         ops = (*found, *missing)
         if names:
-            return Prediction(None, None, None, coverage, names, ops, calibration.networks > 0)
+            return Prediction(None, None, None, coverage, names, ops, calibration.networks > 0, *guessed)
         latency = sum(estimate.latency_ms or 0 for estimate in found) + calibration.offset_ms
-        half = calibration.half_width * latency
-        return Prediction(latency, max(0.0, latency - half), latency + half, 1.0, (), ops, calibration.networks > 0)
+        half = math.hypot(calibration.half_width * latency, NORMAL_90 * deviation_ms(parts))
+        ends = (max(0.0, latency - half), latency + half)
+        return Prediction(latency, *ends, coverage, (), ops, calibration.networks > 0, *guessed)
 
     def missing(self, ops: Iterable[Op]) -> list[str]:
         """Keys of `ops` that the table lacks."""
@@ -118,26 +175,68 @@ class LatencyModel:
         """Latency of the space's architectures: predictions, and the 99% upper ends that feasibility is decided on.
 
         Raises:
-            HwnasError: the table lacks an operator of the space; it names the command that measures it.
+            HwnasError: the table lacks an operator of the space; it names the command that measures it. An imported
+                table, whose device is not here, may interpolate and estimate.
         """
-        kernels = SpaceKernels.of(space, self.lower)
-        missing = self.missing(kernels.every())
+        kernels = self.kernels(space)
+        missing = self._unpriced(kernels)
         if missing:
             failed = [f"{key}: {self.failures[key]}" for key in missing if key in self.failures]
             why = f"; failed: {failed[0]}" if failed else ""
-            raise HwnasError(
-                f"{self.path} lacks {len(missing)} operators of {space.name} (such as '{missing[0]}'{why}): "
+            mend = "it was imported: give the --lut of another one" if self.imported else (
                 f"run '{profile_command(space, self)}'"
+            )  # fmt: skip
+            raise HwnasError(
+                f"{self.path} lacks {len(missing)} operators of {space.name} (such as '{missing[0]}'{why}): {mend}"
             )
         calibration = self.calibration(space.input_shape)
-        fixed, slots = kernels.priced(lambda op: calibration.slope * self.operators[op.key].latency_ms)
-        prices = Prices.of(fixed + calibration.offset_ms, slots)
-        margin = 1 + calibration.upper_margin
-        return Cost("latency", prices, Prices(prices.fixed * margin, prices.choices * margin))
+        slope, offset, margin = calibration.slope, calibration.offset_ms, 1 + calibration.upper_margin
+
+        def latency(ops: Sequence[Op]) -> float:
+            return slope * sum(known.latency_ms for known in self._chain(ops))
+
+        def upper(ops: Sequence[Op]) -> float:
+            # errors of repeated operators are the same, so that deviations are added up as they are: never too narrow
+            known = self._chain(ops)
+            doubt = sum(found.deviation_ms for found in known)
+            return slope * (margin * sum(found.latency_ms for found in known) + _NORMAL_FEASIBLE * doubt)
+
+        return Cost("latency", kernels.prices(latency, offset), kernels.prices(upper, offset * margin))
+
+    def kernels(self, space: Space) -> SpaceKernels:
+        """What the table's runtime runs for a space's choices; remembered."""
+        key = (space.name, space.input_shape, space.num_classes)
+        if key not in self._kernels:
+            self._kernels[key] = SpaceKernels.of(space, self.lower)
+        return self._kernels[key]
+
+    def _chain(self, ops: Sequence[Op]) -> list[Known]:
+        """What is known of operators that follow each other; every one of them is."""
+        pieces = self.knowledge.pieces(ops)
+        known = self._known(pieces)
+        return [found for piece in pieces if (found := known[piece]) is not None]
+
+    def _pieces(self, kernels: SpaceKernels) -> list[Piece]:
+        """Everything that the choices of a space are priced from, each once."""
+        return list(dict.fromkeys(piece for ops in kernels.chains() for piece in self.knowledge.pieces(ops)))
+
+    def _unpriced(self, kernels: SpaceKernels) -> list[str]:
+        """Operators of a space that have no price. Where the device can be measured, all have to be measured."""
+        known = self._known(self._pieces(kernels))
+        return sorted(
+            op.key
+            for piece, found in known.items()
+            for op in piece
+            if found is None or (not self.imported and found.how != "measured")
+        )
+
+    def priced(self, space: Space) -> dict[str, int]:
+        """How many different operators of a space are measured, interpolated and estimated."""
+        return self.knowledge.counts(self._pieces(self.kernels(space)))
 
     def fits(self, space: Space) -> bool:
         """Whether every operator of the space was measured."""
-        return not self.missing(SpaceKernels.of(space, self.lower).every())
+        return not self.missing(self.kernels(space).every())
 
 
 def profile_command(space: Space, model: LatencyModel) -> str:
@@ -151,6 +250,7 @@ def profile_command(space: Space, model: LatencyModel) -> str:
     profile = model.header["profile"]
     # a profile from a file of the user's is not known by its name: what ships for the device measures as well
     names = [known.name for known in list_profiles() if known.name == profile["name"]]
+    names += [known.name for known in list_profiles() if known.runtime == model.header["runtime"]]
     device = names[0] if names else profile.get("device", "cpu")
     command = f"hwnas profile --device {device} --space {space.name}"
     if space.input_shape != default.input_shape:

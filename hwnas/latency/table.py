@@ -1,9 +1,14 @@
 """`LatencyTable`: one SQLite file that holds every raw sample of a device, durable the moment it is made.
 
 The header binds the table to the device, the runtime and its version, precision, batch and threads. Latencies are never
-stored: they are derived from the samples, so that a better estimator improves old tables too.
+stored: they are derived from the samples, so that a better estimator improves old tables too. The exception are tables
+that were imported (`hwnas.latency.foreign`): what somebody else published has no samples, and stands in a place of its
+own, as values with the ends that the source gives.
 
-Format history: 1 (2026) first.
+Format history:
+    1 (2026) first.
+    2 (2026) the table `imported`; the header of an imported table has the key ``imported`` and may say null for cores
+      and threads. Tables of format 1 are read, and added to, as they are.
 """
 
 from __future__ import annotations
@@ -12,9 +17,9 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,10 +30,11 @@ from numpy.typing import NDArray
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
 from hwnas.latency import trust
+from hwnas.latency.imported import BLOCK, Imported, stated
 from hwnas.measure.statistics import ESTIMATOR, Estimate, estimate
 from hwnas.network import Network
 
-FORMAT = 1
+FORMAT = 2
 APPLICATION_ID = 0x68776E41  # "hwnA"
 ROOT = Path("tables")
 """Where tables are kept unless ``--lut`` says otherwise, below the working directory."""
@@ -38,6 +44,9 @@ SHORTEST_MS = 1e-6
 
 MIN_REFERENCE_SAMPLES = 20
 """A session with fewer samples of the reference network is not normalised: its level is not known well enough."""
+
+ELEMENT_BYTES = {"fp16": 2, "int8": 1}
+"""Bytes of one number; 4 for every other precision."""
 
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 
@@ -56,6 +65,10 @@ CREATE TABLE visits (
     pass INTEGER NOT NULL, at REAL NOT NULL, repeats INTEGER NOT NULL, samples_ms BLOB NOT NULL
 );
 CREATE INDEX visits_of_entry ON visits (entry);
+CREATE TABLE imported (
+    role TEXT NOT NULL, name TEXT NOT NULL, latency_ms REAL, low_ms REAL, high_ms REAL, failure TEXT,
+    PRIMARY KEY (role, name)
+) WITHOUT ROWID;
 """
 
 BOUND = ("runtime", "runtime_version", "device", "cores", "threads", "precision", "batch_size")
@@ -64,7 +77,10 @@ BOUND = ("runtime", "runtime_version", "device", "cores", "threads", "precision"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One operator of the table, as `hwnas lut show` prints it. Latencies are None where measuring it failed."""
+    """One operator (or imported block) of the table, as `hwnas lut show` prints it.
+
+    Latencies are None where measuring it failed; `imported` ones have no samples.
+    """
 
     key: str
     kind: str
@@ -77,6 +93,7 @@ class Row:
     gmacs_per_s: float | None
     samples: int
     failure: str | None
+    imported: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +124,7 @@ class LatencyTable:
         self.path = path
         self.writable = writable
         self._db = connection
+        self._format = FORMAT
         self._cache: dict[str, Estimate] | None = None
 
     # -- opening -----------------------------------------------------------------------------------------------------
@@ -144,6 +162,7 @@ class LatencyTable:
             if not whole or connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
                 raise HwnasError(trust.damaged(path))
             table = cls(path, connection, writable=writable)
+            table._format = version
             if not trust.complete(table.header):
                 raise HwnasError(trust.damaged(path))
             if writable:
@@ -162,17 +181,35 @@ class LatencyTable:
     @classmethod
     def create(cls, path: Path, profile: DeviceProfile, describe: dict[str, Any]) -> LatencyTable:
         """Makes a table bound to what the measuring process said of itself. The file appears only when it is whole."""
-        from hwnas import __version__
-
         header = {
             **describe,
             "profile": profile.model_dump(),
             "precision": profile.precision,
             "batch_size": profile.batch_size,
             "estimator": ESTIMATOR,
-            "created": time.time(),
-            "hwnas_version": __version__,
         }
+        cls._make(path, header, ())
+        return cls.open(path, writable=True)
+
+    @classmethod
+    def create_imported(cls, path: Path, header: Mapping[str, Any], entries: Iterable[Imported]) -> None:
+        """Makes a table of what somebody else measured, in place of one that may be there.
+
+        Args:
+            path: the file; it appears, or is replaced, only when the table is whole.
+            header: what the table is bound to, and under ``imported`` where it comes from.
+            entries: each name of a role once.
+
+        Raises:
+            HwnasError: it cannot be written.
+        """
+        cls._make(path, header, entries)
+
+    @staticmethod
+    def _make(path: Path, header: Mapping[str, Any], entries: Iterable[Imported]) -> None:
+        from hwnas import __version__
+
+        rows = {"created": time.time(), "hwnas_version": __version__, **header}
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,16 +218,17 @@ class LatencyTable:
             with _connect(draft) as connection:
                 connection.executescript(_SCHEMA)
                 connection.executemany(
-                    "INSERT INTO header VALUES (?, ?)", [(key, json.dumps(value)) for key, value in header.items()]
+                    "INSERT INTO header VALUES (?, ?)", [(key, json.dumps(value)) for key, value in rows.items()]
                 )
+                connection.executemany("INSERT INTO imported VALUES (?, ?, ?, ?, ?, ?)", map(astuple, entries))
                 connection.commit()
+                connection.execute("VACUUM")
             draft.replace(path)
         except OSError as error:
             raise HwnasError(f"cannot create {path} ({error}): give another --lut") from None
         finally:
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
-        return cls.open(path, writable=True)
 
     @classmethod
     def open_or_create(cls, path: Path, profile: DeviceProfile, describe: dict[str, Any]) -> LatencyTable:
@@ -245,15 +283,36 @@ class LatencyTable:
     def fingerprint(self) -> str:
         """Changes whenever a measurement is added: runs record it."""
         ((count, newest),) = self._select("SELECT count(*), coalesce(max(id), 0) FROM visits")
+        if self._format >= 2:
+            count += self._select("SELECT count(*) FROM imported")[0][0]
         return f"{self.header['created']:.6f}-{count}-{newest}"
 
     def names(self, role: str) -> list[str]:
-        """Names of all entries of a role (operator, network, reference, overhead), failed ones included."""
-        return [name for (name,) in self._select("SELECT name FROM entries WHERE role = ? ORDER BY id", role)]
+        """Names of all entries of a role (operator, block, network, reference, overhead), failed ones included."""
+        names = [name for (name,) in self._select("SELECT name FROM entries WHERE role = ? ORDER BY id", role)]
+        return [*names, *(row.name for row in self._imported(role))]
 
     def failures(self) -> dict[str, str]:
         """Operators that could not be measured, and why."""
-        return dict(self._select("SELECT name, failure FROM entries WHERE failure IS NOT NULL AND role = 'operator'"))
+        imported = {row.name: row.failure for row in self._imported("operator") if row.failure is not None}
+        here = self._select("SELECT name, failure FROM entries WHERE failure IS NOT NULL AND role = 'operator'")
+        if not all(isinstance(why, str) for _, why in here):
+            raise HwnasError(trust.damaged(self.path))
+        return {**imported, **dict(here)}
+
+    def blocks(self) -> dict[str, Estimate]:
+        """Latencies of operators that were timed as one, by their keys joined by `BLOCK`."""
+        return stated(self._imported("block"))
+
+    def _imported(self, role: str) -> list[Imported]:
+        """What an imported table says; a table of format 1 has no place for it."""
+        if self._format < 2:
+            return []
+        query = "SELECT role, name, latency_ms, low_ms, high_ms, failure FROM imported WHERE role = ?"
+        rows = [Imported(*values) for values in self._select(query, role)]
+        if not all(row.sound for row in rows):
+            raise HwnasError(trust.damaged(self.path))
+        return rows
 
     def visits(self, role: str, name: str) -> list[NDArray[np.float64]]:
         """Samples of each visit, oldest first: ms of one execution, as the clock showed them."""
@@ -291,7 +350,8 @@ class LatencyTable:
         """Latency of one execution of each measured operator, by key; normalised by the reference network."""
         if self._cache is None:
             overhead = self._estimates("overhead").get("overhead")
-            self._cache = self._estimates("operator", overhead.latency_ms if overhead else 0.0)
+            measured = self._estimates("operator", overhead.latency_ms if overhead else 0.0)
+            self._cache = {**stated(self._imported("operator")), **measured}
         return self._cache
 
     def networks(self) -> list[MeasuredNetwork]:
@@ -321,30 +381,31 @@ class LatencyTable:
         return {name: estimate(found) for name, found in visits.items()}
 
     def rows(self) -> list[Row]:
-        """Every operator with its latency, interval and arithmetic."""
+        """Every operator, and every imported block, with its latency, interval and arithmetic."""
         header = self.header
-        measured, failures = self.operators(), self.failures()
-        batch = int(header["batch_size"])
-        element_bytes = 2 if header["precision"] == "fp16" else 4
+        batch, element_bytes = int(header["batch_size"]), ELEMENT_BYTES.get(header["precision"], 4)
+        measured, failures = {**self.operators(), **self.blocks()}, self.failures()
         rows = []
-        for key in self.names("operator"):
-            op, found = trust.operator(self.path, key), measured.get(key)
-            if found is None and key not in failures:
+        for name in (*self.names("operator"), *self.names("block")):
+            ops, found = [trust.operator(self.path, key) for key in name.split(BLOCK)], measured.get(name)
+            if found is None and name not in failures:
                 continue
-            rate = None if found is None else op.macs * batch / found.latency_ms / 1e6
+            macs = sum(op.macs for op in ops)
+            kind = "block" if len(ops) > 1 else "depthwise conv" if ops[0].depthwise else ops[0].kind
             rows.append(
                 Row(
-                    key,
-                    "depthwise conv" if op.depthwise else op.kind,
+                    name,
+                    kind,
                     found.latency_ms if found else None,
                     found.low_ms if found else None,
                     found.high_ms if found else None,
-                    op.macs,
-                    op.deployed_params,
-                    op.traffic_bytes(element_bytes, batch),
-                    rate,
+                    macs,
+                    sum(op.deployed_params for op in ops),
+                    sum(op.traffic_bytes(element_bytes, batch) for op in ops),
+                    None if found is None else macs * batch / found.latency_ms / 1e6,
                     found.samples if found else 0,
-                    failures.get(key),
+                    failures.get(name),
+                    bool(header.get("imported")),
                 )
             )
         return rows

@@ -61,12 +61,15 @@ def damaged(path: Path) -> str:
 
 def complete(header: dict[str, Any]) -> bool:
     """Whether a header has what every reader relies on, of the right types."""
-    texts, counts = ("runtime", "runtime_version", "device", "precision"), ("cores", "threads", "batch_size")
-    created, profile = header.get("created"), header.get("profile")
+    texts, counts = ("runtime", "runtime_version", "device", "precision"), ["cores", "threads", "batch_size"]
+    created, profile, imported = header.get("created"), header.get("profile"), header.get("imported")
+    if imported is not None:  # a source need not say how many cores and threads there were
+        counts = [key for key in counts if key == "batch_size" or header.get(key) is not None]
     return (
         all(map(_is_name, map(header.get, texts)))
         and all(_is_count(header.get(key), least=1) for key in counts)
         and _is_count(header.get("channel_block", 0))
+        and (imported is None or (isinstance(imported, dict) and _is_name(imported.get("source"))))
         and isinstance(created, (int, float))
         and abs(created) < 2**53  # never true of what is not a number
         and isinstance(profile, dict)

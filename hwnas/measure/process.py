@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.devices import DeviceProfile
-from hwnas.errors import HwnasError
+from hwnas.errors import HwnasError, RuntimeMissing
 
 WORKER = (sys.executable, "-m", "hwnas.measure.worker")
 START_TIMEOUT_S = 120.0
@@ -39,11 +39,13 @@ class MeasurementError(Exception):
 
     Attributes:
         process_died: it took the measuring process down, which may have had another cause: worth one more try.
+        fix: the command that installs the runtime, where that is what is missing.
     """
 
-    def __init__(self, message: str, *, process_died: bool = False) -> None:
+    def __init__(self, message: str, *, process_died: bool = False, fix: str = "") -> None:
         super().__init__(message)
         self.process_died = process_died
+        self.fix = fix
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,8 @@ class MeasuringProcess:
             self._start()
         except MeasurementError as error:
             self.close()
-            raise HwnasError(f"the measuring process did not start: {error}") from None
+            reason = str(error) if error.fix else f"the measuring process did not start: {error}"
+            raise RuntimeMissing(reason, error.fix) from None
         return self
 
     def __exit__(
@@ -214,7 +217,7 @@ class MeasuringProcess:
             message = f"the measuring process answered nonsense ({' '.join(str(error).split())})"
             raise MeasurementError(message, process_died=True) from None
         if not answer["ok"]:
-            raise MeasurementError(str(answer.get("error")))
+            raise MeasurementError(str(answer.get("error")), fix=str(answer.get("fix", "")))
         return answer
 
     def _exchange(self, line: bytes, timeout_s: float) -> dict[str, Any]:

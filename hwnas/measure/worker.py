@@ -12,7 +12,8 @@ run        name, shape, image (base64 float32)             shape, output (base64
 unload     name
 =========  ==============================================  =====================================
 
-An answer is ``{"ok": true, …}`` or ``{"ok": false, "error": "…"}``. The process ends when its input does, even while a
+An answer is ``{"ok": true, …}`` or ``{"ok": false, "error": "…"}``; that to ``open`` has ``fix`` too, a command, where
+the runtime is not installed. The process ends when its input does, even while a
 model that hangs is being run, so that it never outlives the one who asked.
 """
 
@@ -30,7 +31,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from hwnas.measure.runtimes import RUNTIMES
+from hwnas.measure.runtimes import INSTALL, RUNTIMES
 from hwnas.measure.runtimes.base import Runtime, Session
 
 PRIORITY = -10
@@ -53,7 +54,11 @@ class Worker:
             return {"ok": False, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
 
     def do_open(self, request: dict[str, Any]) -> dict[str, Any]:
-        self.runtime = RUNTIMES[request["runtime"]](request["options"])
+        name = request["runtime"]
+        try:
+            self.runtime = RUNTIMES[name](request["options"])
+        except ImportError as error:
+            return {"ok": False, "error": f"{name} cannot be imported here ({error})", "fix": INSTALL[name]}
         return {"describe": self.runtime.describe()}
 
     def do_load(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 The costs are additive over slots. So the architectures within all budgets can be counted by dynamic programming over
 what is left of each budget, on a grid, and drawn uniformly by walking through the counts. Prices are rounded DOWN to
-the grid: no feasible architecture is lost, and the few that only rounding let in are rejected by their true upper ends.
+the grid, and what a `Walk` adds is left out: no feasible architecture is lost, and the few that only this let in are
+rejected by their true upper ends.
 The grid spans what is left when every slot takes its cheapest choice, so that it is as fine for a budget that one
 architecture in 10^9 meets as for a generous one.
 
@@ -224,7 +225,9 @@ class FeasibleSampler:
         """Notes the floor, and the share of the first axis's slack that every admissible architecture spends."""
         cheapest = self._limits[cost] - slack
         if floor > cheapest:
-            self.floor, self._floored, self._floor_share = floor, cost, (floor - cheapest) / slack
+            walk = self._costs[cost].upper.walk  # what the grid does not see: it counts least prices
+            unseen = walk.most if walk is not None else 0.0
+            self.floor, self._floored, self._floor_share = floor, cost, (floor - unseen - cheapest) / slack
 
     def _below(self, grid: _Grid) -> tuple[int, ...]:
         """Budgets of what is surely under the floor on `grid`; rounding down takes up to a cell from each slot."""

@@ -115,7 +115,9 @@ def make_goal(request: SearchRequest, budgets: Sequence[Budget]) -> Goal:
     digest = hashlib.blake2b(digest_size=8)
     for cost, limit in zip(costs, limits, strict=True):
         digest.update(repr((cost.name, limit, cost.upper.fixed)).encode())
-        digest.update(np.ascontiguousarray(cost.upper.choices).data)
+        walk = cost.upper.walk
+        for prices in (cost.upper.choices, *((walk.extra, walk.tail) if walk is not None else ())):
+            digest.update(np.ascontiguousarray(prices).data)
     digest.update(json.dumps([identity(request), request.recipe.model_dump(), request.method]).encode())
     return Goal(_net_name(budgets), tuple(budgets), sampler, digest.hexdigest())
 

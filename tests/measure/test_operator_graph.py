@@ -8,12 +8,13 @@ from collections import Counter
 import numpy as np
 import onnx
 import pytest
+from samples import operators, resnet_like
 
 from hwnas.measure.onnx_models import network_to_onnx, op_to_onnx
 from hwnas.measure.runtimes.onnx_runtime import OnnxRuntime
 from hwnas.measure.runtimes.operator_graph import anchored, between_anchors
 from hwnas.network import Network, NetworkBuilder
-from hwnas.ops import ACTIVATIONS, KINDS, Op
+from hwnas.ops import KINDS, Op
 from hwnas.spaces import get_space
 from hwnas.zoo import zoo_network
 
@@ -60,43 +61,6 @@ def cores(network: Network, batch_size: int = 1) -> Counter[str]:
 
 def plain(found: Counter[str]) -> Counter[str]:
     return Counter({kind: count for kind, count in found.items() if kind not in LAYOUT})
-
-
-def operators(channels: int) -> list[Op]:
-    """At least one operator of each kind, and those that resemble the anchors or what is fused into them."""
-    image, half = (channels, 8, 8), channels // 2
-    conv = functools.partial(Op.conv, image, channels)
-    return [
-        Op.conv((3, 16, 16), channels, kernel=3, stride=2, norm=True, act="relu6"),
-        conv(kernel=3, stride=2, norm=True, act="relu6"),
-        conv(kernel=1, groups=channels),  # an anchor's twin
-        conv(kernel=1, groups=channels, act="tanh"),
-        conv(kernel=1, groups=channels, norm=True),
-        conv(kernel=(1, 5), groups=channels, act="silu"),
-        conv(kernel=3, groups=2, bias=True),
-        conv(kernel=1, norm=True, residual=True),
-        conv(kernel=1, norm=True, residual=True, act="relu"),
-        conv(kernel=3, groups=channels, norm=True, residual=True),
-        Op.linear(12, 5),
-        Op.linear(12, 5, bias=False, act="hardswish"),
-        Op.pool("max_pool", image, kernel=3, stride=2, ceil_mode=True),
-        Op.pool("avg_pool", image, kernel=2),
-        Op.global_avg_pool(image),
-        Op.add(image),
-        Op.add(image, act="relu"),
-        Op.mul(image, (channels, 1, 1)),
-        Op.mul(image, image, act="sigmoid"),
-        Op.concat([image, (2, 8, 8)]),
-        Op.concat([image, image]),
-        Op.concat([(4,), (3,)]),
-        Op.split(image, (half, channels - half)),
-        Op.split(image, (channels,)),
-        Op.shuffle(image, 2),
-        Op.affine(image, act="relu"),
-        Op.affine((12,)),
-        *[Op.activation(image, act) for act in ACTIVATIONS if act],
-        Op.activation((12,), "relu"),
-    ]
 
 
 def test_every_kind_is_covered() -> None:
@@ -154,30 +118,6 @@ def test_networks_of_the_spaces_are_their_operators(space: str, seed: int) -> No
 def test_networks_of_the_zoo_are_their_operators(net: str) -> None:
     network = zoo_network(net)
     assert plain(whole(network)) == plain(cores(network))
-
-
-def resnet_like(channels: int = 64, *, fused: bool = True) -> Network:
-    """Stem, pooling, a block with the identity and one with a convolution beside; without `fused`, every addition and
-    activation behind the first convolution is described as an operator of its own."""
-    builder = NetworkBuilder((3, 64, 64))
-    builder.add(Op.conv((3, 64, 64), channels, kernel=7, stride=2, norm=True, act="relu"))
-    builder.add(Op.pool("max_pool", builder.shape(), kernel=3, stride=2, padding=1))
-    entry = builder.last
-    builder.add(Op.conv(builder.shape(), channels, kernel=3, norm=True, act="relu"))
-    if fused:
-        op = Op.conv(builder.shape(), channels, kernel=3, norm=True, act="relu", residual=True)
-        builder.add(op, (builder.last, entry))
-    else:
-        builder.add(Op.conv(builder.shape(), channels, kernel=3, norm=True))
-        builder.add(Op.add(builder.shape(), act="relu"), (builder.last, entry))
-    entry = builder.last
-    beside = builder.add(Op.conv(builder.shape(), 2 * channels, kernel=1, stride=2, norm=True))
-    builder.add(Op.conv(builder.shape(entry), 2 * channels, kernel=3, stride=2, norm=True, act="relu"), (entry,))
-    op = Op.conv(builder.shape(), 2 * channels, kernel=3, norm=True, act="relu", residual=True)
-    builder.add(op, (builder.last, beside))
-    builder.add(Op.global_avg_pool(builder.shape()))
-    builder.add(Op.linear(2 * channels, 10))
-    return builder.build()
 
 
 def squeeze_excite(channels: int = 64, *, act: str = "hardswish") -> Network:

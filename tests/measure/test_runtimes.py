@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,11 +17,12 @@ from onnx import TensorProto, helper
 from quick import tiny_network
 
 from hwnas.measure.onnx_models import network_to_onnx, op_to_onnx
-from hwnas.measure.runtimes import RUNTIMES
+from hwnas.measure.runtimes import INSTALL, RUNTIMES
 from hwnas.measure.runtimes.base import Runtime
 from hwnas.network import Network
 from hwnas.ops import Op
 from hwnas.spaces import get_space
+from hwnas.zoo import zoo_network
 
 BOUND = {"runtime": str, "runtime_version": str, "device": str, "cores": int, "threads": int}
 """What a table is bound to."""
@@ -35,9 +38,16 @@ OPS = [
 ]
 
 
+def needed(name: str) -> None:
+    """Skips the test where the runtime, which is named as its package, is not installed."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed here: {INSTALL[name]}")
+
+
 @pytest.fixture(params=RUNTIMES)
 def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
     """Each runtime with one thread."""
+    needed(request.param)
     with RUNTIMES[request.param]({"threads": 1}) as runtime:
         yield runtime
 
@@ -134,26 +144,42 @@ def test_a_batch_that_a_file_leaves_open_is_one_image(runtime: Runtime) -> None:
     assert runtime.load_network(model.SerializeToString()).time_ms(1)[0] > 0
 
 
+def test_runtimes_compute_the_same() -> None:
+    """What is searched for one runtime can be deployed on another."""
+    for name in RUNTIMES:
+        needed(name)
+    space = get_space("proxyless-tiny")
+    rng = np.random.default_rng(5)
+    for network in (tiny_network(), space.network(space.sample(rng)), zoo_network("mobilenet-v2")):
+        model = network_to_onnx(network)
+        image = rng.standard_normal((1, *network.input_shape)).astype(np.float32)
+        first, *others = [open_({"threads": 1}).load_network(model).run(image) for open_ in RUNTIMES.values()]
+        for other in others:
+            assert np.abs(other - first).max() <= 1e-3 * np.abs(first).max()
+
+
+def test_every_runtime_says_how_it_is_installed() -> None:
+    assert set(INSTALL) == set(RUNTIMES)
+
+
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_threads_are_those_that_were_asked_for(name: str) -> None:
-    """Counted by the operating system, in a process of its own: two threads are one more than one."""
+    """Counted by the operating system, each in a process of its own: more threads are so many more than one."""
+    needed(name)
     code = f"""
-import os
+import os, sys
 from quick import tiny_network
 from hwnas.measure.onnx_models import network_to_onnx
 from hwnas.measure.runtimes import RUNTIMES
-model = network_to_onnx(tiny_network())
-count = lambda: len(os.listdir("/proc/self/task"))
-with RUNTIMES[{name!r}]({{"threads": 1}}) as runtime:
-    session = runtime.load_network(model); session.time_ms(1); one = count(); del session
-with RUNTIMES[{name!r}]({{"threads": 3}}) as runtime:
-    session = runtime.load_network(model); session.time_ms(1); print(count() - one)
+with RUNTIMES[{name!r}]({{"threads": int(sys.argv[1])}}) as runtime:
+    session = runtime.load_network(network_to_onnx(tiny_network(channels=64, size=64)))
+    session.time_ms(5)
+    print(len(os.listdir("/proc/self/task")))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    threads = min(3, len(os.sched_getaffinity(0)))
+    env = {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    one, more = (
+        int(subprocess.run([sys.executable, "-c", code, count], capture_output=True, check=True, env=env).stdout)
+        for count in ("1", str(threads))
     )
-    assert int(done.stdout) == 2
+    assert more - one == threads - 1

@@ -140,7 +140,9 @@ def test_hostile_architectures_are_refused(data: Any) -> None:
 def test_unknown_names_and_sizes_say_what_would_do() -> None:
     with pytest.raises(UsageError, match=r"did you mean 'proxyless-tiny'"):
         get_space("proxyles-tiny")
-    with pytest.raises(UsageError, match=r"images of 28 to 64 pixels, not 224; proxyless, fbnet, spos-shufflenet would do"):
+    with pytest.raises(
+        UsageError, match=r"images of 28 to 64 pixels, not 224; proxyless, fbnet, spos-shufflenet would do"
+    ):
         get_space("proxyless-tiny", image_size=224)
     with pytest.raises(UsageError, match=r"28 to 64 pixels, not 8$"):
         get_space("proxyless-tiny", image_size=8)

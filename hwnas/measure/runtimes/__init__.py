@@ -14,5 +14,14 @@ def _onnxruntime(options: dict[str, Any]) -> Runtime:
     return OnnxRuntime(threads=int(options["threads"]))
 
 
-RUNTIMES: dict[str, Callable[[dict[str, Any]], Runtime]] = {"onnxruntime": _onnxruntime}
+def _openvino(options: dict[str, Any]) -> Runtime:
+    from hwnas.measure.runtimes.openvino import OpenVino
+
+    return OpenVino(threads=int(options["threads"]))
+
+
+RUNTIMES: dict[str, Callable[[dict[str, Any]], Runtime]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
 """Name in a profile -> what opens it in the measuring process."""
+
+INSTALL = {"onnxruntime": "pip install --force-reinstall onnxruntime", "openvino": "pip install 'hwnas[openvino]'"}
+"""Name in a profile -> the command that mends a runtime which cannot be imported."""

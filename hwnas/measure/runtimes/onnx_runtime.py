@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +20,10 @@ from hwnas.measure.hardware import cpu_name
 from hwnas.measure.onnx_models import op_to_onnx
 from hwnas.measure.runtimes.base import Runtime, Session
 from hwnas.measure.runtimes.operator_graph import anchored, core_of
+from hwnas.measure.runtimes.timed import undisturbed_ms
 from hwnas.ops import Op
 
 MAX_REPEATS = 64
-ATTEMPTS = 2
-"""A run during which the kernel gave the core to other work says nothing of the device: it is tried again so often."""
 _PROVIDERS = ["CPUExecutionProvider"]
 _TYPES = {"tensor(float)": np.float32}
 
@@ -123,20 +120,8 @@ class OrtSession(Session):
             self._binding.bind_ortvalue_output(node.name, value)
 
     def time_ms(self, runs: int) -> list[float]:
-        run, binding, clock = self._session.run_with_iobinding, self._binding, time.perf_counter_ns
-        run(binding)
-        undisturbed: list[float] = []
-        disturbed: list[float] = []
-        for _ in range(ATTEMPTS * runs):
-            switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-            start = clock()
-            run(binding)
-            duration = (clock() - start) / 1e6
-            taken_away = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw != switches
-            (disturbed if taken_away else undisturbed).append(duration)
-            if len(undisturbed) == runs:
-                break
-        return undisturbed + sorted(disturbed)[: runs - len(undisturbed)]
+        run, binding = self._session.run_with_iobinding, self._binding
+        return undisturbed_ms(lambda: run(binding), runs)
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         name = self._session.get_inputs()[0].name
