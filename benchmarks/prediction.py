@@ -1,56 +1,228 @@
 """How well a fresh table predicts networks that took no part in its calibration.
 
-    python benchmarks/prediction.py [--space proxyless --space proxyless-tiny] [--threads 1] [--networks 40]
+    python benchmarks/prediction.py [--quick] [--space NAME]... [--threads N]... [--batch N]... [--networks 200]
 
-For each space: profiles it into a temporary table, draws networks from the cheapest to the most expensive with another
-seed than the calibration's, measures them, and prints one line of out-of-sample figures.
+For each setting: measures what `hwnas profile` does and test networks of another seed, in the same passes, and prints
+one line of figures of the test networks: predictions are calibrated on the 30 calibration networks alone. Beside them
+stands what a naive table says: operators timed alone one after the other, the median, no calibration. Coverage is over
+200 random splits of all networks into 30 to calibrate on and the rest. "profiled" is the time that went into what a
+profile measures.
+
+`--quick` is one thread, batch 1, three spaces. Tables with the raw samples and plots of predicted against measured are
+kept under `--out`. Exit code 3 where a bound is missed.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import kendalltau
 
-from hwnas.devices import find_profile
-from hwnas.latency.build import build_table, calibration_archs
-from hwnas.latency.table import LatencyTable
-from hwnas.measure.onnx_models import network_to_onnx
-from hwnas.progress import RichProgress
+from hwnas.devices import DeviceProfile, find_profile
+from hwnas.latency.build import CALIBRATION_NETWORKS, build_table, calibration_archs
+from hwnas.latency.calibration import calibrate
+from hwnas.latency.model import LatencyModel
+from hwnas.latency.table import LatencyTable, MeasuredNetwork
+from hwnas.latency.widths import NORMAL_90
+from hwnas.measure.lock import device_lock
+from hwnas.measure.onnx_models import op_to_onnx
+from hwnas.measure.process import MeasuringProcess, Subject
+from hwnas.network import Network
+from hwnas.progress import NullProgress, RichProgress
 from hwnas.spaces import get_space
-from hwnas.verify import Candidate, verify
+from hwnas.spaces.base import Space
+
+SPACES = ("proxyless", "spos-shufflenet", "fbnet")
+TEST = "test"
+SPLITS = 200
+NAIVE_RUNS = 15
+NAIVE_S = 0.05
+
+BOUNDS = {1: 0.01, 2: 0.02}
+"""Mean error on one thread, and on more."""
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Line:
+    """The figures of one setting."""
+
+    space: str
+    batch: int
+    threads: int
+    profile_s: float
+    measured: Vector
+    predicted: Vector
+    coverage: Vector
+    naive_error: float
+
+    @property
+    def errors(self) -> Vector:
+        """Relative, without their sign."""
+        return np.abs(self.predicted / self.measured - 1)
+
+    @property
+    def tau(self) -> float:
+        """Rank agreement."""
+        return float(kendalltau(self.predicted, self.measured).statistic)
+
+    def misses(self) -> list[str]:
+        """The bounds that are not met."""
+        errors, spread = self.errors, self.measured.max() / self.measured.min()
+        checks = {
+            f"mean error above {BOUNDS[min(self.threads, 2)]:.0%}": errors.mean() <= BOUNDS[min(self.threads, 2)],
+            "fewer than 99% within 5%": (errors <= 0.05).mean() >= 0.99,
+            "one beyond 10%": errors.max() <= 0.10,
+            "tau below 0.95": self.tau >= 0.95 or spread < 2,
+            "mean coverage outside 88 to 93%": 0.88 <= self.coverage.mean() <= 0.93,
+            "a split's coverage below 78%": self.coverage.min() >= 0.78,
+        }
+        return [name for name, held in checks.items() if not held]
+
+    def text(self) -> str:
+        """One row of the table."""
+        errors = self.errors
+        columns = [
+            f"{self.space:16s} {self.batch:5d} {self.threads:7d} {self.profile_s:7.0f} s {len(errors):8d}",
+            f"{self.measured.min():8.3f} to {self.measured.max():7.3f} {errors.mean():10.2%}",
+            f"{(errors <= 0.05).mean():9.1%} {(errors <= 0.10).mean():10.1%} {errors.max():6.1%} {self.tau:5.3f}",
+            f"{self.coverage.mean():8.1%} {self.coverage.min():6.1%} {self.naive_error:11.1%}",
+        ]
+        return " ".join(columns)
+
+
+HEAD = (
+    "space            batch threads  profiled networks       range in ms  mean error within 5% within 10%  worst   tau "
+    "coverage  least naive error"
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--space", action="append")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--networks", type=int, default=40)
+    parser.add_argument("--threads", action="append", type=int)
+    parser.add_argument("--batch", action="append", type=int)
+    parser.add_argument("--networks", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=Path("runs/prediction"))
     args = parser.parse_args()
-    profile = find_profile("cpu").override(threads=args.threads)
-    progress = RichProgress(quiet=True)
-    print("space            threads  profiled  networks    ms range       mean error  within 5%  worst  interval holds")
-    for name in args.space or ["proxyless", "proxyless-tiny"]:
-        space = get_space(name)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "benchmark.lut"
+    if not args.quick and not (args.space or args.threads or args.batch):
+        args.threads = [1, 2]
+    args.out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    print(HEAD, flush=True)
+    missed = []
+    for batch in args.batch or [1]:
+        for threads in args.threads or [1]:
+            profile = find_profile(args.device).override(threads=threads, batch_size=batch)
+            if args.quick:
+                profile = _quicker(profile)
+            for name in args.space or SPACES:
+                line = measure(profile, get_space(name), args.networks, args.out)
+                print(line.text(), flush=True)
+                missed += [f"{name}, batch {batch}, {threads} thread(s): {miss}" for miss in line.misses()]
+    print(f"{time.monotonic() - started:.0f} s in all; tables with raw samples and plots are in {args.out}")
+    for miss in missed:
+        print(f"missed: {miss}")
+    sys.exit(3 if missed else 0)
+
+
+def _quicker(profile: DeviceProfile) -> DeviceProfile:
+    """Fewer runs, and no more visits for networks that are not certain enough."""
+    timing = profile.timing
+    return profile.model_copy(update={"timing": timing.model_copy(update={"max_passes": timing.min_passes, "runs": 4})})
+
+
+def measure(profile: DeviceProfile, space: Space, count: int, out: Path) -> Line:
+    """Profiles the space with test networks beside it, and judges the predictions."""
+    path = out / f"{space.name}-b{profile.batch_size}-t{profile.thread_count}.lut"
+    path.unlink(missing_ok=True)
+    archs = calibration_archs(space, count, seed=1)
+    known = set(calibration_archs(space, CALIBRATION_NETWORKS))
+    tests = {f"{TEST} #{i}": space.network(arch) for i, arch in enumerate(archs) if arch not in known}
+    build_table(profile, path, spaces=[space], whole=tests, progress=RichProgress(quiet=True))
+    with LatencyTable.open(path) as table:
+        model = LatencyModel(table, calibrate_on=lambda name: not name.startswith(TEST))
+        networks = table.networks()
+        measured = {net.name: net for net in networks if net.name.startswith(TEST)}
+        predicted = [model.predict(net.network).latency_ms for net in measured.values() if net.network]
+        coverage = split_coverage(model, networks)
+        profile_s = table.seconds(lambda name: not name.startswith(TEST))
+    naive = naive_table(profile, tests)
+    times = np.array([net.measured.latency_ms for net in measured.values()])
+    sums = np.array([sum(naive[op.key] for op in net.network.ops) for net in measured.values() if net.network])
+    line = Line(
+        space.name,
+        profile.batch_size,
+        profile.thread_count,
+        profile_s,
+        times,
+        np.array(predicted, float),
+        coverage,
+        float(np.abs(sums / times - 1).mean()),
+    )
+    plot(line, path.with_suffix(".png"))
+    return line
+
+
+def split_coverage(model: LatencyModel, networks: list[MeasuredNetwork]) -> Vector:
+    """For random splits the share of the rest whose measurement is in its interval."""
+    sums = np.array([model.sum_ms(net.network) for net in networks if net.network])
+    times = np.array([net.measured.latency_ms for net in networks])
+    noise = float(np.median([net.measured.relative_error for net in networks])) / NORMAL_90
+    rng, shares = np.random.default_rng(0), []
+    for _ in range(SPLITS):
+        order = rng.permutation(len(times))
+        fitted, rest = order[:CALIBRATION_NETWORKS], order[CALIBRATION_NETWORKS:]
+        calibration = calibrate(sums[fitted], times[fitted], noise)
+        centre = np.array([calibration.latency_ms(x) for x in sums[rest]])
+        shares.append((np.abs(times[rest] - centre) <= calibration.half_width * centre).mean())
+    return np.array(shares)
+
+
+def naive_table(profile: DeviceProfile, networks: Mapping[str, Network]) -> dict[str, float]:
+    """Operators alone, one after the other, the median: how tables are usually made."""
+    ops = {op.key: op for network in networks.values() for op in network.ops}
+    found = {}
+    with device_lock(profile.device, NullProgress()), MeasuringProcess(profile) as process:
+        for key, op in ops.items():
+            subject = Subject(
+                key,
+                "network",
+                lambda op=op: op_to_onnx(op, batch_size=profile.batch_size),  # type: ignore[misc]
+            )
+            samples: list[float] = []
             began = time.monotonic()
-            build_table(profile, path, spaces=[space], progress=progress)
-            seconds = time.monotonic() - began
-            networks = [space.network(arch) for arch in calibration_archs(space, args.networks, seed=1)]
-            candidates = [Candidate(f"#{i}", net, network_to_onnx(net)) for i, net in enumerate(networks)]
-            with LatencyTable.open(path) as table:
-                reports = verify(candidates, profile, table=table, progress=progress)
-        errors = np.abs([report.relative_error or 0.0 for report in reports])
-        times = [report.measured_ms for report in reports]
-        holds = [(r.predicted_low_ms or 0) <= r.measured_ms <= (r.predicted_high_ms or 0) for r in reports]
-        print(
-            f"{name:15s}  {args.threads:7d}  {seconds:6.0f} s  {len(reports):8d}  {min(times):6.3f}-{max(times):6.3f}"
-            f"  {errors.mean():10.1%}  {(errors <= 0.05).mean():9.0%}  {errors.max():5.1%}  {np.mean(holds):14.0%}"
-        )
+            while len(samples) < NAIVE_RUNS or time.monotonic() - began < NAIVE_S:
+                samples += process.time_ms(subject, NAIVE_RUNS)[1]
+            found[key] = float(np.median(samples))
+    return found
+
+
+def plot(line: Line, path: Path) -> None:
+    """Predicted against measured, where matplotlib is installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.subplots()
+    ends = [line.measured.min(), line.measured.max()]
+    axes.plot(ends, ends, color="0.7")
+    axes.plot(line.measured, line.predicted, ".", markersize=4)
+    axes.set_xlabel("measured, ms")
+    axes.set_ylabel("predicted, ms")
+    axes.set_title(f"{line.space}, batch {line.batch}, {line.threads} thread(s): mean error {line.errors.mean():.2%}")
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

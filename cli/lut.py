@@ -46,8 +46,8 @@ def command() -> None:
     Example:
       hwnas lut list
       hwnas lut show --sort ms --limit 10
-      hwnas lut check
       hwnas lut import v100_tensorrt_fp16.txt.gz --format alibaba-trt --batch 32 --out v100.lut
+      hwnas lut check
     """
 
 

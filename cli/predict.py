@@ -68,8 +68,9 @@ def _predicted(terminal: Terminal, text: str, lut: Path | None, device: str | No
         )
         return document
     with LatencyTable.open(path) as table:
-        prediction = LatencyModel(table).predict(network)
-    return document | {"lut": path} | _latency(prediction, network)
+        model = LatencyModel(table)
+        prediction = model.predict(network)
+    return document | {"lut": path, "imported": model.imported} | _latency(prediction, network)
 
 
 def _known_table(terminal: Terminal, lut: Path | None, device: str | None) -> Path | None:
@@ -168,7 +169,8 @@ def _show(terminal: Terminal, document: dict[str, Any], limit: int) -> None:
     if document["missing"]:
         measuring = shlex.join(["hwnas", "predict", document["model"], "--lut", str(document["lut"]), "--measure"])
         terminal.table(f"the table lacks {count(len(document['missing']), 'operator')}, so there is no latency:")
-        terminal.table(*(f"  {key}" for key in document["missing"][:limit]), f"measure with: {measuring}")
+        mend = "it was imported: nothing can be added" if document["imported"] else f"measure with: {measuring}"
+        terminal.table(*(f"  {key}" for key in document["missing"][:limit]), mend)
 
 
 def _coverage(document: dict[str, Any]) -> str:

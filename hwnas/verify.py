@@ -7,7 +7,7 @@ that a prediction is judged for what it says and not for the hour; the times as 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
 from hwnas.latency.build import reference_network
+from hwnas.latency.levels import MIN_REFERENCE_SAMPLES, Levels, NetworkVisit
 from hwnas.latency.model import LatencyModel, Prediction
-from hwnas.latency.table import MIN_REFERENCE_SAMPLES, LatencyTable, MeasuredNetwork
+from hwnas.latency.table import LatencyTable, MeasuredNetwork
 from hwnas.measure.lock import device_lock
 from hwnas.measure.onnx_models import network_to_onnx
 from hwnas.measure.passes import Entry, measure_in_passes
 from hwnas.measure.process import MeasurementError, MeasuringProcess, Subject
-from hwnas.measure.statistics import Estimate, estimate
+from hwnas.measure.statistics import Estimate
 from hwnas.network import Network
 from hwnas.ops import Shape
 from hwnas.progress import Progress
@@ -153,17 +154,24 @@ def verify(
             _output_difference(process, entry, candidate) for entry, candidate in zip(entries, candidates, strict=True)
         ]
         progress.stage(f"Measuring {len(candidates)} net(s) on {process.describe['device']}")
-        rest = [reference, *(entry for _, entry in witnesses)]
+        pairs: list[tuple[Network | MeasuredNetwork, Entry]] = [
+            *zip((candidate.network for candidate in candidates), entries, strict=True),
+            *witnesses,
+        ]
+        shapes = {entry.subject.name: network.input_shape for network, entry in pairs}
+        shapes[reference.subject.name] = reference_network().input_shape
+        rest, log = [reference, *(entry for _, entry in witnesses)], list[NetworkVisit]()
         for turn in range(1, ROUNDS + 1):
-            _measure(process, candidates, entries, rest, turn, progress)
-            drifts = [_drift(candidate, witnesses, table, reference) for candidate in candidates]
-            measured = [_judged(entry, drift) for entry, drift in zip(entries, drifts, strict=True)]
-            if all(_clear(candidate, now) for candidate, now in zip(candidates, measured, strict=True)):
+            _measure(process, candidates, entries, rest, turn, shapes, log, progress)
+            levels = Levels(log)
+            now, level = levels.networks("now"), levels.networks("reference").get("reference")
+            drifts = [_drift(candidate, witnesses, table, now, level) for candidate in candidates]
+            measured = [now[entry.subject.name] for entry in entries]
+            judged = [raw if drift is None else drift.undo(raw) for raw, drift in zip(measured, drifts, strict=True)]
+            if all(_clear(candidate, known) for candidate, known in zip(candidates, judged, strict=True)):
                 break
-    return [
-        _report(candidate, entry, model, drift, difference)
-        for candidate, entry, drift, difference in zip(candidates, entries, drifts, outputs, strict=True)
-    ]
+    found = zip(candidates, entries, measured, judged, drifts, outputs, strict=True)
+    return [_report(model, *parts) for parts in found]
 
 
 def _measure(
@@ -172,12 +180,16 @@ def _measure(
     entries: Sequence[Entry],
     rest: Sequence[Entry],
     turn: int,
+    shapes: Mapping[str, Shape],
+    log: list[NetworkVisit],
     progress: Progress,
 ) -> None:
-    """One more round of visits of everything; the visits of earlier rounds are kept."""
+    """One more round of visits of everything, added to `log`."""
     timing = process.profile.timing
     passes = turn * timing.min_passes
-    longer = timing.model_copy(update={"min_passes": passes, "max_passes": max(passes, turn * timing.max_passes // 2)})
+    longer = timing.model_copy(update={"min_passes": passes, "max_passes": max(passes, timing.max_passes)})
+    for entry in (*rest, *entries):
+        entry.passes = 0 if entry.reference else passes
     named = {id(entry): candidate.name for entry, candidate in zip(entries, candidates, strict=True)}
     due = {id(entry): max(0, passes - len(entry.visits)) for entry in entries}
     with progress.start(sum(due.values()), "visits" if turn == 1 else "visits, for a clear verdict") as task:
@@ -185,15 +197,12 @@ def _measure(
             if visit.entry.failure is not None:
                 name = named.get(id(visit.entry), "a network of the table")
                 raise HwnasError(f"{name} cannot be measured: {visit.entry.failure}")
+            name = visit.entry.subject.name
+            role = "reference" if visit.entry.reference else "now"
+            log.append(NetworkVisit(len(log), (role, name), 0, shapes[name], np.asarray(visit.samples_ms)))
             if due.get(id(visit.entry), 0) > 0:
                 due[id(visit.entry)] -= 1
                 task.advance(1)
-
-
-def _judged(entry: Entry, drift: Drift | None) -> Estimate:
-    """What was measured, at the level it is judged at."""
-    raw = estimate(entry.visits)
-    return raw if drift is None else drift.undo(raw)
 
 
 def _clear(candidate: Candidate, measured: Estimate) -> bool:
@@ -227,7 +236,8 @@ def _drift(
     candidate: Candidate,
     witnesses: Sequence[tuple[MeasuredNetwork, Entry]],
     table: LatencyTable | None,
-    reference: Entry,
+    now: Mapping[str, Estimate],
+    reference: Estimate | None,
 ) -> Drift | None:
     """Time now over time at the table's level.
 
@@ -235,7 +245,7 @@ def _drift(
     """
     ratios = np.array(
         [
-            estimate(entry.visits).latency_ms / then.measured.latency_ms
+            now[entry.subject.name].latency_ms / then.measured.latency_ms
             for then, entry in witnesses
             if then.input_shape == candidate.network.input_shape
         ]
@@ -246,11 +256,10 @@ def _drift(
         error = 1.86 * float(np.median(np.abs(ratios - middle))) / middle / len(ratios) ** 0.5
         return Drift(middle, error, "calibration networks measured again")
     level = table.reference() if table is not None else None
-    if level is None or sum(map(len, reference.visits)) < MIN_REFERENCE_SAMPLES:
+    if level is None or reference is None or reference.samples < MIN_REFERENCE_SAMPLES:
         return None
-    now = estimate(reference.visits)
-    error = float(np.hypot(now.relative_error, level.relative_error)) / 1.64
-    return Drift(now.latency_ms / level.latency_ms, error, "reference network measured again")
+    error = float(np.hypot(reference.relative_error, level.relative_error)) / 1.64
+    return Drift(reference.latency_ms / level.latency_ms, error, "reference network measured again")
 
 
 def _output_difference(process: MeasuringProcess, entry: Entry, candidate: Candidate) -> tuple[float, float] | None:
@@ -279,13 +288,14 @@ def _output_difference(process: MeasuringProcess, entry: Entry, candidate: Candi
 
 
 def _report(
+    model: LatencyModel | None,
     candidate: Candidate,
     entry: Entry,
-    model: LatencyModel | None,
+    raw: Estimate,
+    judged: Estimate,
     drift: Drift | None,
     difference: tuple[float, float] | None,
 ) -> VerifyReport:
-    raw, judged = estimate(entry.visits), _judged(entry, drift)
     predicted: Prediction | None = model.predict(candidate.network) if model is not None else None
     latency = predicted.latency_ms if predicted is not None else None
     budget = candidate.budget_ms

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from hwnas.devices import DeviceProfile, Timing, available_runtimes, find_profile, list_profiles
+from hwnas.devices import DeviceProfile, Timing, available_runtimes, find_profile, list_profiles, with_runtime
 from hwnas.errors import HwnasError, UsageError
 from hwnas.measure.runtimes import RUNTIMES
 
@@ -171,3 +171,33 @@ def test_the_cpu_can_be_measured_here() -> None:
     assert found["cpu"].available
     assert onnxruntime.__version__ in found["cpu"].reason
     assert (found["cpu"].runtime, found["cpu"].fix) == ("onnxruntime", "")
+
+
+def test_another_runtime_is_the_profile_that_ships_for_it() -> None:
+    cpu, openvino = find_profile("cpu"), find_profile("openvino")
+    assert with_runtime(cpu, "openvino") == openvino
+    assert with_runtime(openvino, "onnxruntime") == cpu
+    assert with_runtime(cpu, "onnxruntime") is cpu
+
+
+def test_another_runtime_for_a_profile_of_your_own_keeps_what_it_says(tmp_path: Path) -> None:
+    mine = find_profile(written(tmp_path, GOOD))
+    changed = with_runtime(mine, "openvino")
+    assert (changed.runtime, changed.name) == ("openvino", "mine-openvino")
+    assert changed.model_copy(update={"runtime": mine.runtime, "name": mine.name}) == mine
+    assert with_runtime(mine, mine.runtime) is mine
+    with pytest.raises(UsageError, match="'onnxruntime' or 'openvino', not 'abacus'"):
+        with_runtime(mine, "abacus")
+
+
+def test_what_cannot_be_measured_is_named_and_mended_by_an_install_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package of that name which cannot be imported: what the measuring process meets where it is not installed."""
+    (tmp_path / "openvino.py").write_text("raise ImportError('libopenvino.so: no such file')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = {status.name: status for status in available_runtimes()}
+    assert not found["openvino"].available
+    assert "libopenvino.so: no such file" in found["openvino"].reason
+    assert found["openvino"].fix == "pip install 'hwnas[openvino]'"
+    assert found["cpu"].available

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hwnas.latency.imported import BLOCK
@@ -46,6 +46,7 @@ class Knowledge:
     Args:
         operators: measured ones by key.
         blocks: by their operators' keys joined by `BLOCK`.
+        failures: operators that were tried and do not run: of them nothing is guessed.
         element_bytes, batch_size: of the table.
         foreign: the table was imported: its own values are uncertain, operators are read off near relatives, and what
             it has nothing of is estimated from bytes and MACs. In a table of a device that can be measured such an
@@ -56,12 +57,13 @@ class Knowledge:
         self,
         operators: Mapping[str, Estimate],
         blocks: Mapping[str, Estimate],
+        failures: Collection[str] = (),
         *,
         element_bytes: int,
         batch_size: int,
         foreign: bool,
     ) -> None:
-        self._operators, self._blocks, self._foreign = operators, blocks, foreign
+        self._operators, self._blocks, self._failures, self._foreign = operators, blocks, failures, foreign
         self._make: Callable[[], Interpolator] = lambda: Interpolator(
             operators, blocks, element_bytes=element_bytes, batch_size=batch_size
         )
@@ -95,7 +97,8 @@ class Knowledge:
         new = [piece for piece in dict.fromkeys(pieces) if piece not in self._answers]
         for piece in new:
             self._answers[piece] = self._measured(piece)
-        open_ops = [piece[0] for piece in new if len(piece) == 1 and self._answers[piece] is None]
+        unknown = [piece[0] for piece in new if self._answers[piece] is None]
+        open_ops = [op for op in unknown if op.key not in self._failures]
         if not open_ops:
             return
         if self._interpolator is None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from statistics import NormalDist, median
 
 from hwnas.costs import Cost
 from hwnas.errors import HwnasError
@@ -82,7 +82,8 @@ class Prediction:
 class LatencyModel:
     """Predicts from one table. Reads it once: later measurements need a new model."""
 
-    def __init__(self, table: LatencyTable) -> None:
+    def __init__(self, table: LatencyTable, *, calibrate_on: Callable[[str], bool] | None = None) -> None:
+        """Reads the table; `calibrate_on` chooses among its networks by name, None takes all."""
         self.path = table.path
         self.header = table.header
         self.operators: dict[str, Estimate] = table.operators()
@@ -92,22 +93,24 @@ class LatencyModel:
         self.knowledge = Knowledge(
             self.operators,
             table.blocks(),
+            self.failures,
             element_bytes=ELEMENT_BYTES.get(self.header["precision"], 4),
             batch_size=self.header["batch_size"],
             foreign=self.imported,
         )
         self._kernels: dict[tuple[object, ...], SpaceKernels] = {}
-        groups: dict[Shape, list[tuple[float, float]]] = {}
+        groups: dict[Shape, list[tuple[float, float, float]]] = {}
         for network in table.networks():
+            if calibrate_on is not None and not calibrate_on(network.name):
+                continue
             keys = self._keys(network)
             if all(key in self.operators for key in keys):
-                pair = (self._sum(keys), network.measured.latency_ms)
-                groups.setdefault(network.input_shape, []).append(pair)
+                found = (self._sum(keys), network.measured.latency_ms, network.measured.relative_error / NORMAL_90)
+                groups.setdefault(network.input_shape, []).append(found)
         self.calibrations: dict[Shape, Calibration] = {
-            shape: calibrate(*zip(*pairs, strict=True)) for shape, pairs in groups.items() if len(pairs) >= MIN_GROUP
+            shape: _calibrated(found) for shape, found in groups.items() if len(found) >= MIN_GROUP
         }
-        everything = [pair for pairs in groups.values() for pair in pairs]
-        self.pooled = calibrate([x for x, _ in everything], [y for _, y in everything])
+        self.pooled = _calibrated([one for found in groups.values() for one in found])
 
     def _keys(self, network: MeasuredNetwork) -> tuple[str, ...]:
         """What a calibration network's latency is the sum of."""
@@ -115,6 +118,10 @@ class LatencyModel:
 
     def _sum(self, keys: Iterable[str]) -> float:
         return sum(self.operators[key].latency_ms for key in keys)
+
+    def sum_ms(self, network: Network) -> float:
+        """What the operators of a network add up to, before calibration; all of them have to be measured."""
+        return self._sum(op.key for op in self.lower(network))
 
     def calibration(self, input_shape: Shape) -> Calibration:
         """The calibration for networks of an input shape: its own, where enough networks were measured, else all."""
@@ -237,6 +244,12 @@ class LatencyModel:
     def fits(self, space: Space) -> bool:
         """Whether every operator of the space was measured."""
         return not self.missing(self.kernels(space).every())
+
+
+def _calibrated(found: Sequence[tuple[float, float, float]]) -> Calibration:
+    """From the sum, the measured latency and its relative standard error of each network."""
+    sums, measured, errors = (list(column) for column in zip(*found, strict=True)) if found else ([], [], [])
+    return calibrate(sums, measured, median(errors) if errors else None)
 
 
 def profile_command(space: Space, model: LatencyModel) -> str:

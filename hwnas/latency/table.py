@@ -5,10 +5,11 @@ stored: they are derived from the samples, so that a better estimator improves o
 that were imported (`hwnas.latency.foreign`): what somebody else published has no samples, and stands in a place of its
 own, as values with the ends that the source gives.
 
-Format history:
+Format history (tables of older formats are read, and brought to the newest when they are added to):
     1 (2026) first.
     2 (2026) the table `imported`; the header of an imported table has the key ``imported`` and may say null for cores
-      and threads. Tables of format 1 are read, and added to, as they are.
+      and threads.
+    3 (2026) `visits.place`: the visit of a network inside which an operator was timed; null where it was timed alone.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,10 +33,11 @@ from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
 from hwnas.latency import trust
 from hwnas.latency.imported import BLOCK, Imported, stated
+from hwnas.latency.levels import Levels, NetworkVisit
 from hwnas.measure.statistics import ESTIMATOR, Estimate, estimate
 from hwnas.network import Network
 
-FORMAT = 2
+FORMAT = 3
 APPLICATION_ID = 0x68776E41  # "hwnA"
 ROOT = Path("tables")
 """Where tables are kept unless ``--lut`` says otherwise, below the working directory."""
@@ -42,13 +45,15 @@ ROOT = Path("tables")
 SHORTEST_MS = 1e-6
 """No operator is taken to be faster than a nanosecond, whatever noise makes of the difference to an empty run."""
 
-MIN_REFERENCE_SAMPLES = 20
-"""A session with fewer samples of the reference network is not normalised: its level is not known well enough."""
-
 ELEMENT_BYTES = {"fp16": 2, "int8": 1}
 """Bytes of one number; 4 for every other precision."""
 
 _SIDE_FILES = ("-wal", "-shm", "-journal")
+
+_IMPORTED = """CREATE TABLE imported (
+    role TEXT NOT NULL, name TEXT NOT NULL, latency_ms REAL, low_ms REAL, high_ms REAL, failure TEXT,
+    PRIMARY KEY (role, name)
+) WITHOUT ROWID;"""
 
 _SCHEMA = f"""
 PRAGMA application_id = {APPLICATION_ID};
@@ -62,14 +67,14 @@ CREATE TABLE entries (
 CREATE TABLE visits (
     id INTEGER PRIMARY KEY, entry INTEGER NOT NULL REFERENCES entries (id),
     session INTEGER NOT NULL REFERENCES sessions (id),
-    pass INTEGER NOT NULL, at REAL NOT NULL, repeats INTEGER NOT NULL, samples_ms BLOB NOT NULL
+    pass INTEGER NOT NULL, at REAL NOT NULL, repeats INTEGER NOT NULL, samples_ms BLOB NOT NULL, place INTEGER
 );
 CREATE INDEX visits_of_entry ON visits (entry);
-CREATE TABLE imported (
-    role TEXT NOT NULL, name TEXT NOT NULL, latency_ms REAL, low_ms REAL, high_ms REAL, failure TEXT,
-    PRIMARY KEY (role, name)
-) WITHOUT ROWID;
+{_IMPORTED}
 """
+
+_UPGRADES = {1: _IMPORTED, 2: "ALTER TABLE visits ADD COLUMN place INTEGER;"}
+"""What brings a table of each older format to the next."""
 
 BOUND = ("runtime", "runtime_version", "device", "cores", "threads", "precision", "batch_size")
 """Header keys that measurements of one table share."""
@@ -126,6 +131,7 @@ class LatencyTable:
         self._db = connection
         self._format = FORMAT
         self._cache: dict[str, Estimate] | None = None
+        self._levels_cache: Levels | None = None
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
@@ -168,6 +174,10 @@ class LatencyTable:
             if writable:
                 connection.execute("PRAGMA journal_mode = WAL")  # a commit costs microseconds and survives kill -9
                 connection.execute("PRAGMA synchronous = NORMAL")
+                for old in range(version, FORMAT):
+                    script = f"BEGIN; {_UPGRADES[old]} PRAGMA user_version = {old + 1}; COMMIT;"
+                    connection.executescript(script)
+                table._format = FORMAT
         except BaseException as error:
             if connection is not None:
                 connection.close()
@@ -300,6 +310,11 @@ class LatencyTable:
             raise HwnasError(trust.damaged(self.path))
         return {**imported, **dict(here)}
 
+    def failed(self, role: str) -> set[str]:
+        """Entries of a role that could not be measured."""
+        query = "SELECT name FROM entries WHERE failure IS NOT NULL AND role = ?"
+        return {name for (name,) in self._select(query, role)}
+
     def blocks(self) -> dict[str, Estimate]:
         """Latencies of operators that were timed as one, by their keys joined by `BLOCK`."""
         return stated(self._imported("block"))
@@ -316,47 +331,112 @@ class LatencyTable:
 
     def visits(self, role: str, name: str) -> list[NDArray[np.float64]]:
         """Samples of each visit, oldest first: ms of one execution, as the clock showed them."""
-        query = """SELECT repeats, samples_ms FROM visits JOIN entries ON entry = entries.id
-                   WHERE role = ? AND name = ? ORDER BY visits.id"""
+        alone = "AND place IS NULL" if self._format >= 3 else ""
+        query = f"""SELECT repeats, samples_ms FROM visits JOIN entries ON entry = entries.id
+                    WHERE role = ? AND name = ? {alone} ORDER BY visits.id"""
         return [trust.samples(self.path, blob, repeats) for repeats, blob in self._select(query, role, name)]
 
+    def seconds(self, counted: Callable[[str], bool]) -> float:
+        """About how long the visits of those entries took whose names are `counted`, loading included."""
+        query = """SELECT session, name, at FROM visits JOIN entries ON entry = entries.id
+                   WHERE role != 'operator' OR place IS NULL ORDER BY visits.id"""
+        rows = self._select(query)
+        gaps = [(now, name, at - before) for (then, _, before), (now, name, at) in pairwise(rows) if now == then]
+        return float(sum(gap for _, name, gap in gaps if counted(name)))
+
+    def inside(self) -> dict[str, set[str]]:
+        """Operators that were timed inside networks: their keys, and which networks (role ``cover``)."""
+        if self._format < 3:
+            return {}
+        query = """SELECT DISTINCT operators.name, covers.name FROM visits AS kernel
+                   JOIN visits AS whole ON kernel.place = whole.id
+                   JOIN entries AS operators ON kernel.entry = operators.id
+                   JOIN entries AS covers ON whole.entry = covers.id"""
+        found: dict[str, set[str]] = {}
+        for key, name in self._select(query):
+            found.setdefault(key, set()).add(name)
+        return found
+
     def content(self, role: str, name: str) -> dict[str, Any]:
-        """What an entry's row says of it."""
-        ((content,),) = self._select("SELECT content FROM entries WHERE role = ? AND name = ?", role, name)
-        return dict(trust.document(self.path, content))
+        """What an entry's row says of it; nothing where it was imported."""
+        found = self._select("SELECT content FROM entries WHERE role = ? AND name = ?", role, name)
+        return dict(trust.document(self.path, found[0][0])) if found else {}
 
     def drift(self) -> dict[int, float]:
         """For each session the factor that brings its times to the level of the first session, by the reference."""
-        query = """SELECT session, samples_ms FROM visits JOIN entries ON entry = entries.id
-                   WHERE role = 'reference' ORDER BY visits.id"""
-        levels: dict[int, list[NDArray[np.float64]]] = {}
-        for session, blob in self._select(query):
-            levels.setdefault(session, []).append(trust.samples(self.path, blob))
-        known = {
-            session: estimate(visits).latency_ms
-            for session, visits in levels.items()
-            if sum(map(len, visits)) >= MIN_REFERENCE_SAMPLES
-        }
-        if not known:
-            return {}
-        first = known[min(known)]
-        return {session: first / level for session, level in known.items()}
+        return self._levels.sessions
 
     def reference(self) -> Estimate | None:
         """The reference network at the level that all latencies of the table are given at."""
-        return self._estimates("reference").get("reference")
+        return self._levels.networks("reference").get("reference")
+
+    @property
+    def estimator(self) -> str:
+        """How latencies of whole networks are told from their samples, in words."""
+        return self._levels.estimator
 
     def operators(self) -> dict[str, Estimate]:
-        """Latency of one execution of each measured operator, by key; normalised by the reference network."""
+        """Latency of one execution of each measured operator, by key.
+
+        Those that were timed inside networks are as they were there, the others as they are alone.
+        """
         if self._cache is None:
-            overhead = self._estimates("overhead").get("overhead")
-            measured = self._estimates("operator", overhead.latency_ms if overhead else 0.0)
-            self._cache = {**stated(self._imported("operator")), **measured}
+            inside = self._levels.kernels(self._timed_inside())
+            self._cache = {**stated(self._imported("operator")), **self._alone(), **inside}
         return self._cache
+
+    @property
+    def _levels(self) -> Levels:
+        if self._levels_cache is None:
+            shapes: dict[str, tuple[int, ...]] = {}
+            query = """SELECT visits.id, role, name, session, samples_ms, content FROM visits
+                       JOIN entries ON entry = entries.id
+                       WHERE role IN ('reference', 'network', 'cover') AND failure IS NULL ORDER BY visits.id"""
+            visits = []
+            for number, role, name, session, blob, content in self._select(query):
+                if content not in shapes:
+                    shapes[content] = self._input_shape(content)
+                samples = trust.samples(self.path, blob)
+                visits.append(NetworkVisit(number, (role, name), session, shapes[content], samples))
+            self._levels_cache = Levels(visits)
+        return self._levels_cache
+
+    def _input_shape(self, content: str) -> tuple[int, ...]:
+        data = trust.document(self.path, content)
+        shape = data.get("input_shape") if isinstance(data, dict) else None
+        if not isinstance(shape, list) or not trust.list_of(int, shape):
+            raise HwnasError(trust.damaged(self.path))
+        return tuple(shape)
+
+    def _timed_inside(self) -> Iterator[tuple[str, int, NDArray[np.float64]]]:
+        """Operators inside networks: key, visit of the network, durations."""
+        if self._format < 3:
+            return
+        query = """SELECT name, place, samples_ms FROM visits JOIN entries ON entry = entries.id
+                   WHERE role = 'operator' AND place IS NOT NULL ORDER BY visits.id"""
+        for name, place, blob in self._select(query):
+            yield name, place, trust.samples(self.path, blob)
+
+    def _alone(self) -> dict[str, Estimate]:
+        """Operators that were timed alone, less what an empty run costs."""
+        drift = self.drift()
+        place = "AND place IS NULL" if self._format >= 3 else ""
+        query = f"""SELECT name, session, repeats, samples_ms FROM visits JOIN entries ON entry = entries.id
+                    WHERE role = ? AND failure IS NULL {place} ORDER BY visits.id"""
+
+        def estimates(role: str, overhead_ms: float) -> dict[str, Estimate]:
+            visits: dict[str, list[NDArray[np.float64]]] = {}
+            for name, session, repeats, blob in self._select(query, role):
+                samples = trust.samples(self.path, blob, repeats) * drift.get(session, 1.0) - overhead_ms / repeats
+                visits.setdefault(name, []).append(np.maximum(samples, SHORTEST_MS))
+            return {name: estimate(found) for name, found in visits.items()}
+
+        overhead = estimates("overhead", 0.0).get("overhead")
+        return estimates("operator", overhead.latency_ms if overhead else 0.0)
 
     def networks(self) -> list[MeasuredNetwork]:
         """The calibration networks that were measured."""
-        measured = self._estimates("network")
+        measured = self._levels.networks("network")
         found = []
         for name, content in self._select("SELECT name, content FROM entries WHERE role = 'network' ORDER BY id"):
             if name in measured:
@@ -368,17 +448,6 @@ class LatencyTable:
                 network = trust.network(self.path, data) if "inputs" in data else None
                 found.append(MeasuredNetwork(name, tuple(shape), tuple(keys), measured[name], network))
         return found
-
-    def _estimates(self, role: str, overhead_ms: float = 0.0) -> dict[str, Estimate]:
-        """Estimates by name: of one execution, at the reference's level, less what an empty run costs."""
-        drift = self.drift()
-        query = """SELECT name, session, repeats, samples_ms FROM visits JOIN entries ON entry = entries.id
-                   WHERE role = ? AND failure IS NULL ORDER BY visits.id"""
-        visits: dict[str, list[NDArray[np.float64]]] = {}
-        for name, session, repeats, blob in self._select(query, role):
-            samples = trust.samples(self.path, blob, repeats) * drift.get(session, 1.0) - overhead_ms / repeats
-            visits.setdefault(name, []).append(np.maximum(samples, SHORTEST_MS))
-        return {name: estimate(found) for name, found in visits.items()}
 
     def rows(self) -> list[Row]:
         """Every operator, and every imported block, with its latency, interval and arithmetic."""
@@ -430,7 +499,7 @@ class LatencyTable:
             ) from None
         except sqlite3.DatabaseError:
             raise HwnasError(trust.damaged(self.path)) from None
-        self._cache = None
+        self._cache = self._levels_cache = None
 
     def start_session(self, environment: dict[str, Any]) -> int:
         """A contiguous stretch of measuring, with one level of the reference network."""
@@ -454,13 +523,57 @@ class LatencyTable:
     ) -> None:
         """Stores the samples of one visit; they are safe when this returns."""
         with self._writing() as db:
-            cursor = db.execute(
-                """INSERT INTO visits (entry, session, pass, at, repeats, samples_ms)
-                   SELECT id, ?, ?, ?, ?, ? FROM entries WHERE role = ? AND name = ?""",
-                (session, number, time.time(), repeats, np.asarray(samples_ms, np.float64).tobytes(), role, name),
-            )
+            self._insert_visit(db, session, role, name, number, repeats, samples_ms)
+
+    def _insert_visit(
+        self,
+        db: sqlite3.Connection,
+        session: int,
+        role: str,
+        name: str,
+        number: int,
+        repeats: int,
+        samples_ms: Sequence[float] | NDArray[np.float64],
+        place: int | None = None,
+    ) -> int:
+        """Adds a row; returns its id."""
+        cursor = db.execute(
+            """INSERT INTO visits (entry, session, pass, at, repeats, samples_ms, place)
+               SELECT id, ?, ?, ?, ?, ?, ? FROM entries WHERE role = ? AND name = ?""",
+            (session, number, time.time(), repeats, np.asarray(samples_ms, np.float64).tobytes(), place, role, name),
+        )
         if cursor.rowcount != 1:
             raise KeyError(f"no entry {role} {name}: its visit has nowhere to go")
+        return int(cursor.lastrowid or 0)
+
+    def add_kernels(
+        self,
+        session: int,
+        name: str,
+        number: int,
+        totals_ms: Sequence[float],
+        kernels: Mapping[str, NDArray[np.float64]],
+    ) -> None:
+        """Stores one visit of the network `name` (role ``cover``) with what each operator took inside it, all or none.
+
+        Args:
+            session, number: of the visit.
+            totals_ms: of all kernels, in each run.
+            kernels: by operator key, the durations in each run.
+        """
+        with self._writing() as db:
+            db.execute("BEGIN")
+            try:
+                place = self._insert_visit(db, session, "cover", name, number, 1, totals_ms)
+                for key, samples in kernels.items():
+                    db.execute(
+                        "INSERT OR IGNORE INTO entries (role, name, content) VALUES ('operator', ?, '{}')", (key,)
+                    )
+                    self._insert_visit(db, session, "operator", key, number, 1, samples, place)
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
 
     def add_failure(self, role: str, name: str, failure: str) -> None:
         """Records why an entry cannot be measured."""

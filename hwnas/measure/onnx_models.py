@@ -49,11 +49,17 @@ def network_to_onnx(network: Network, *, batch_size: int = 1, seed: int = 0) -> 
     writer = _Writer(batch_size, seed)
     values: dict[Ref, tuple[str, Shape]] = {INPUT: (writer.input("input", network.input_shape), network.input_shape)}
     for index, node in enumerate(network.nodes):
+        writer.prefix = node_prefix(index)
         fed = [writer.reshaped(*values[ref], shape) for ref, shape in zip(node.inputs, node.op.inputs, strict=True)]
         results = writer.write(node.op, fed)
         values.update({(index, port): result for port, result in enumerate(zip(results, node.op.outputs, strict=True))})
     name, shape = values[network.output]
     return writer.model([("output", name, shape)])
+
+
+def node_prefix(index: int) -> str:
+    """What the names of ONNX nodes begin with that were written for node `index` of a network."""
+    return f"n{index}."
 
 
 def op_to_onnx(op: Op, *, batch_size: int = 1, seed: int = 0, blocked: Sequence[str] = ()) -> bytes:
@@ -89,6 +95,7 @@ class _Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.metadata: dict[str, str] = {}
+        self.prefix = ""
 
     def input(self, name: str, shape: Shape) -> str:
         self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, (self.batch_size, *shape)))
@@ -96,7 +103,7 @@ class _Writer:
 
     def node(self, op_type: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> list[str]:
         """Adds a node and returns the names of its outputs."""
-        name = f"{op_type}_{len(self.nodes)}"
+        name = f"{self.prefix}{op_type}_{len(self.nodes)}"
         names = [name] if outputs == 1 else [f"{name}_{port}" for port in range(outputs)]
         self.nodes.append(helper.make_node(op_type, inputs, names, name=name, **attributes))
         return names

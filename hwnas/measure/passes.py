@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hwnas.devices import Timing
 from hwnas.measure.process import MeasurementError, MeasuringProcess, Subject
+from hwnas.measure.runtimes.base import KernelTime
 from hwnas.measure.statistics import estimate
 
 REFERENCE_EVERY = 25
@@ -30,6 +31,7 @@ class Entry:
         visits: the samples of each visit, in ms of ONE execution: the copies in a run change when it is loaded anew.
         failure: why it cannot be measured; it is not visited again.
         reference: visited several times a pass, never finished early.
+        passes: visits that are enough, for entries whose kernels are timed; 0 where the profile says how many.
     """
 
     subject: Subject
@@ -37,18 +39,21 @@ class Entry:
     visits: list[NDArray[np.float64]] = field(default_factory=list)
     failure: str | None = None
     reference: bool = False
+    passes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
     """One visit that was just made: what to store before anything else happens.
 
-    Samples are ms of one run, of `entry.repeats` executions. A failure has none.
+    Samples are ms of one run, of `entry.repeats` executions, or the sum of `kernels` that were timed in it. A failure
+    has none.
     """
 
     entry: Entry
     number: int
     samples_ms: tuple[float, ...]
+    kernels: tuple[KernelTime, ...] = ()
 
 
 def measure_in_passes(
@@ -93,20 +98,27 @@ def measure_in_passes(
 
 def is_open(entry: Entry, timing: Timing) -> bool:
     """Whether an entry needs more visits; the same visits always give the same answer."""
-    if entry.failure is not None or len(entry.visits) >= timing.max_passes:
+    if entry.failure is not None or len(entry.visits) >= (entry.passes or timing.max_passes):
         return False
+    if entry.passes:
+        return True
     return len(entry.visits) < timing.min_passes or estimate(entry.visits).relative_error > timing.target_error
 
 
 def _visit(process: MeasuringProcess, entry: Entry, number: int, runs: int) -> Visit:
     for last_try in (False, True):
+        kernels: list[KernelTime] = []
         try:
-            entry.repeats, samples = process.time_ms(entry.subject, runs)
+            if entry.subject.role == "kernels":
+                kernels = process.time_kernels(entry.subject, runs)
+                samples = np.sum([kernel.samples_ms for kernel in kernels], axis=0).tolist()
+            else:
+                entry.repeats, samples = process.time_ms(entry.subject, runs)
         except MeasurementError as error:
             if error.process_died and not last_try:
                 continue  # perhaps something else killed the process: one more try in a fresh one
             entry.failure = str(error)
             return Visit(entry, number, ())
         entry.visits.append(np.asarray(samples) / entry.repeats)
-        return Visit(entry, number, tuple(samples))
+        return Visit(entry, number, tuple(samples), tuple(kernels))
     raise AssertionError("unreachable")

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError, RuntimeMissing
+from hwnas.measure.runtimes.base import KernelTime
 
 WORKER = (sys.executable, "-m", "hwnas.measure.worker")
 START_TIMEOUT_S = 120.0
@@ -54,7 +55,8 @@ class Subject:
 
     Attributes:
         name: unique in the process.
-        role: ``operator`` (timed as inside a network, repeated) or ``network``.
+        role: ``operator`` (timed as inside a network, repeated), ``network``, or ``kernels`` (a network whose kernels
+            are timed one by one).
         model: makes the ONNX model's bytes when it is (re)loaded.
         memory_bytes: about how much a loaded session holds; sessions are unloaded when the sum passes the limit.
     """
@@ -132,6 +134,30 @@ class MeasuringProcess:
             raise MeasurementError(f"the runtime returned impossible times: {str(samples)[:80]}")
         return repeats, samples
 
+    def time_kernels(self, subject: Subject, runs: int) -> list[KernelTime]:
+        """Times the kernels of a network (role ``kernels``) inside it, in `runs` runs or somewhat fewer.
+
+        Raises:
+            MeasurementError: it cannot be built or timed, hung, or took the process down.
+        """
+        self.load(subject)
+        answer: Any = self._ask({"do": "kernels", "name": subject.name, "runs": runs}).get("kernels")
+        if not isinstance(answer, list) or not answer:
+            raise MeasurementError("the runtime returned no kernels")
+        counts = {len(kernel["samples_ms"]) for kernel in answer}
+        if len(counts) != 1 or not all(_are_times(kernel["samples_ms"], max(counts), least=0.0) for kernel in answer):
+            raise MeasurementError("the runtime returned impossible times of kernels")
+        return [
+            KernelTime(
+                str(kernel["node"]),
+                str(kernel["kind"]),
+                tuple(map(int, kernel["input_shape"])),
+                tuple(map(int, kernel["output_shape"])),
+                tuple(kernel["samples_ms"]),
+            )
+            for kernel in answer
+        ]
+
     def load(self, subject: Subject) -> int:
         """Makes sure that `subject` is loaded; returns how many copies one run executes."""
         if subject.name in self._loaded:
@@ -143,7 +169,7 @@ class MeasuringProcess:
             model = subject.model()
         except (HwnasError, MemoryError, ValueError) as error:
             raise MeasurementError(f"cannot be written as a model: {' '.join(str(error).split())[:300]}") from None
-        memory = subject.memory_bytes + 2 * len(model)
+        memory = subject.memory_bytes + len(model) * 5 // 4
         while self._loaded and memory + sum(held for _, held in self._loaded.values()) > self.memory_limit_bytes:
             self._ask({"do": "unload", "name": self._loaded.popitem(last=False)[0]})
         answer = self._ask(
@@ -284,11 +310,11 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **quiet}
 
 
-def _are_times(samples: Any, runs: int) -> bool:
+def _are_times(samples: Any, runs: int, least: float = 1e-9) -> bool:
     return (
         isinstance(samples, list)
         and len(samples) == runs
-        and all(type(sample) in (int, float) and math.isfinite(sample) and sample > 0 for sample in samples)
+        and all(type(sample) in (int, float) and math.isfinite(sample) and sample >= least for sample in samples)
     )
 
 

@@ -6,8 +6,9 @@ Run as ``python -m hwnas.measure.worker``. It imports no torch. Requests carry `
 do         with                                            answers
 =========  ==============================================  =====================================
 open       runtime, options                                describe: what a table is bound to
-load       name, role (operator/network), model (base64)   repeats
+load       name, role (operator/network/kernels), model (base64)   repeats
 time       name, runs                                      samples_ms
+kernels    name, runs                                      kernels: node, kind, shapes and samples_ms of each
 run        name, shape, image (base64 float32)             shape, output (base64 float32)
 unload     name
 =========  ==============================================  =====================================
@@ -27,12 +28,13 @@ import select
 import sys
 import threading
 import time
+from dataclasses import asdict
 from typing import IO, Any
 
 import numpy as np
 
 from hwnas.measure.runtimes import INSTALL, RUNTIMES
-from hwnas.measure.runtimes.base import Runtime, Session
+from hwnas.measure.runtimes.base import KernelClock, Runtime, Session
 
 PRIORITY = -10
 GRACE_S = 2.0
@@ -45,6 +47,7 @@ class Worker:
     def __init__(self) -> None:
         self.runtime: Runtime | None = None
         self.sessions: dict[str, Session] = {}
+        self.clocks: dict[str, KernelClock] = {}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """The answer to one request; a failure of the runtime is an answer too."""
@@ -65,6 +68,9 @@ class Worker:
         if self.runtime is None:
             raise RuntimeError("load before open")
         model = base64.b64decode(request["model"])
+        if request["role"] == "kernels":
+            self.clocks[request["name"]] = self.runtime.load_kernels(model)
+            return {"repeats": 1}
         if request["role"] == "operator":
             session = self.runtime.load_operator(model, float(request["min_run_ms"]))
         else:
@@ -75,6 +81,9 @@ class Worker:
     def do_time(self, request: dict[str, Any]) -> dict[str, Any]:
         return {"samples_ms": self.sessions[request["name"]].time_ms(int(request["runs"]))}
 
+    def do_kernels(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"kernels": [asdict(time) for time in self.clocks[request["name"]].time_kernels(int(request["runs"]))]}
+
     def do_run(self, request: dict[str, Any]) -> dict[str, Any]:
         image = np.frombuffer(base64.b64decode(request["image"]), np.float32).reshape(request["shape"])
         output = self.sessions[request["name"]].run(image)
@@ -82,6 +91,7 @@ class Worker:
 
     def do_unload(self, request: dict[str, Any]) -> dict[str, Any]:
         self.sessions.pop(request["name"], None)
+        self.clocks.pop(request["name"], None)
         return {}
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 from command import Hwnas
 
-LUT = ("list", "show", "check", "merge", "diff", "export")
+LUT = ("list", "show", "import", "check", "merge", "diff", "export")
 COMMANDS = ("devices", "profile", "lut", *(f"lut {name}" for name in LUT), "predict", "search", "verify", "export")
 
 OPTIONS = {
@@ -17,12 +17,13 @@ OPTIONS = {
     "--num-classes",
     "lut list": "--root",
     "lut show": "--lut --sort --limit",
+    "lut import": "--format --out --batch --precision --device-name --source --licence",
     "lut check": "--lut --sample --seed",
     "lut merge": "--out",
     "lut export": "--lut --format --out",
     "predict": "--lut --measure",
     "search": "--method --space --data --lut --device --latency --macs --params --out --recipe --population "
-    "--generations",
+    "--generations --allow-uncalibrated",
     "verify": "--device --latency",
     "export": "--out --format",
 }

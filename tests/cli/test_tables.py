@@ -93,7 +93,8 @@ def test_defaults_are_said_on_stderr(hwnas: Hwnas, measured: Any) -> None:
 
 
 def test_lut_list_and_show(hwnas: Hwnas, measured: Any) -> None:
-    listed = hwnas("lut", "list", "--root", measured.folder, "--json").document
+    every = hwnas("lut", "list", "--root", measured.folder, "--json").document
+    listed = [entry for entry in every if not entry["shipped"]]
     assert [Path(entry["lut"]).name for entry in listed] == ["quick.lut"]
     assert set(listed[0]) >= CPU_MODEL | {"entries"}
     shown = hwnas("lut", "show", measured.lut, "--json").document
@@ -225,8 +226,9 @@ def test_zero_threads_fit_a_table_of_all_cores() -> None:
     from hwnas.cli.choices import _fits
 
     profile, cores = find_profile("cpu"), len(os.sched_getaffinity(0))
-    header = {"profile": {"name": "cpu"}, "device": cpu_name(), "threads": cores}
+    header = {"profile": {"name": "cpu"}, "runtime": "onnxruntime", "device": cpu_name(), "threads": cores}
     assert _fits(header, profile, {"threads": 0})
+    assert not _fits({**header, "runtime": "openvino"}, profile, {"threads": 0})
     assert not _fits({**header, "threads": cores + 1}, profile, {"threads": 0})
 
 

@@ -113,17 +113,41 @@ def test_prices_of_a_space_are_predictions_of_its_networks(make_model: MakeModel
 
 
 def test_missing_operators_are_named_and_never_zero(make_model: MakeModel) -> None:
+    """Of its kind the table has nothing: nothing is guessed on a device that can be measured."""
     network = TINY.network(TINY.sample(np.random.default_rng(0)))
-    lost = network.ops[3].deployed()
+    lost = network.ops[-1].deployed()
+    assert lost.kind == "linear"
     model = make_model([op for op in space_ops(TINY) if op != lost], [])
     found = model.predict(network)
     assert (found.latency_ms, found.low_ms, found.high_ms) == (None, None, None)
     assert found.missing == (lost.key,)
-    count = sum(op.deployed() == lost for op in network.ops)
-    assert found.coverage == pytest.approx(1 - count / len(network.ops))
+    assert found.coverage == pytest.approx(1 - 1 / len(network.ops))
     assert found.ops[-1].op == lost
     assert found.ops[-1].latency_ms is None
     assert all(estimate.latency_ms for estimate in found.ops[:-1])
+
+
+def test_a_shape_that_was_not_measured_is_read_off_its_neighbours(make_model: MakeModel) -> None:
+    network = TINY.network(TINY.sample(np.random.default_rng(0)))
+    lost = network.ops[3].deployed()
+    count = sum(op.deployed() == lost for op in network.ops)
+    whole = make_model(space_ops(TINY), calibration_nets(TINY))
+    model = make_model([op for op in space_ops(TINY) if op != lost], calibration_nets(TINY), name="lost.lut")
+    before, found = whole.predict(network), model.predict(network)
+    assert before.latency_ms is not None
+    assert found.latency_ms is not None
+    assert found.latency_ms == pytest.approx(before.latency_ms, rel=0.2)
+    known = model.knowledge.of((lost,))
+    assert known is not None
+    assert known.deviation_ms > 0  # it says that it knows less
+    assert found.coverage == pytest.approx(1 - count / len(network.ops))
+    assert found.interpolated == pytest.approx(count / len(network.ops))
+    assert (found.estimated, before.interpolated) == (0, 0)
+    assert [entry.op for entry in found.ops if entry.how == "interpolated"] == [lost]
+    # a search does not guess what can be measured
+    assert not model.fits(TINY)
+    with pytest.raises(HwnasError, match=r"lacks 1 operators of proxyless-tiny.*hwnas profile"):
+        model.cost(TINY)
 
 
 def test_unknown_operators_are_named_and_never_zero(model: LatencyModel) -> None:

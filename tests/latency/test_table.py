@@ -19,8 +19,11 @@ import pytest
 from quick import as_nobody, quick_profile
 
 from hwnas.errors import HwnasError
+from hwnas.latency.imported import UNSTATED_ERROR, Imported
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import FORMAT, LatencyTable, default_path, list_tables
+from hwnas.measure.statistics import Estimate
+from hwnas.network import Network
 from hwnas.ops import Op
 
 PROFILE = quick_profile()
@@ -417,6 +420,95 @@ def test_hostile_content_is_refused_in_one_line(path: Path, statement: str) -> N
     with pytest.raises(HwnasError) as caught:
         read_everything(path)
     assert str(path) in one_line(caught)
+
+
+# -- format 1, and what was imported ---------------------------------------------------------------------------------
+
+
+def as_format_1(path: Path) -> Path:
+    """The file as hwnas wrote it before format 2."""
+    sql(path, "DROP TABLE imported", "PRAGMA user_version = 1")
+    return path
+
+
+def test_a_table_of_format_1_is_read_and_added_to(path: Path) -> None:
+    with LatencyTable.open(path) as table:
+        now = table.operators(), table.fingerprint, table.names("operator"), table.rows()
+    as_format_1(path)
+    with LatencyTable.open(path) as table:
+        assert (table.operators(), table.fingerprint, table.names("operator"), table.rows()) == now
+        assert table.blocks() == {}
+    with LatencyTable.open_or_create(path, PROFILE, DESCRIBE) as table:
+        key = Op.linear(8, 5).key
+        table.add_entry("operator", key, {})
+        table.add_visit(1, "operator", key, 0, 1, [3.0])
+        assert key in table.operators()
+    read_everything(path)
+
+
+IMPORTED_HEADER = {
+    "device": "X", "runtime": "r", "runtime_version": "unknown", "precision": "fp16", "batch_size": 4, "cores": None,
+    "threads": None, "profile": {"name": "imported"}, "imported": {"source": "a paper"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """An imported table: one operator with ends, one without, one that failed."""
+    rows = [
+        Imported("operator", KEYS[0], 2.0, 1.0, 5.0),
+        Imported("operator", KEYS[1], 3.0),
+        Imported("operator", Op.linear(8, 5).key, None, failure="no"),
+    ]
+    LatencyTable.create_imported(tmp_path / "f.lut", IMPORTED_HEADER, rows)
+    assert [file.name for file in tmp_path.iterdir()] == ["f.lut"]
+    return tmp_path / "f.lut"
+
+
+def test_imported_values_are_kept_as_they_are_stated(foreign: Path) -> None:
+    with LatencyTable.open(foreign) as table:
+        found = table.operators()
+        assert found[KEYS[0]] == Estimate(2.0, 1.0, 5.0, 0)
+        assert found[KEYS[1]] == Estimate(3.0, 3.0 * (1 - UNSTATED_ERROR), 3.0 * (1 + UNSTATED_ERROR), 0)
+        assert table.failures() == {Op.linear(8, 5).key: "no"}
+        assert {row.key: row.imported for row in table.rows()} == dict.fromkeys(table.names("operator"), True)
+        assert all(table.visits("operator", key) == [] for key in KEYS)
+    assert list_tables(foreign.parent)[0].entries == 3
+
+
+@pytest.mark.parametrize("statement", [
+    "UPDATE imported SET latency_ms = 'fast' WHERE failure IS NULL",
+    "UPDATE imported SET latency_ms = -1.0 WHERE failure IS NULL",
+    "UPDATE imported SET latency_ms = 9e999 WHERE failure IS NULL",
+    "UPDATE imported SET low_ms = 9.0 WHERE low_ms IS NOT NULL",
+    "UPDATE imported SET high_ms = NULL WHERE high_ms IS NOT NULL",
+    "UPDATE imported SET latency_ms = NULL",
+    "UPDATE imported SET failure = 'both'",
+    "UPDATE imported SET failure = x'05' WHERE failure IS NOT NULL",
+    "UPDATE imported SET name = name || ' nonsense'",
+    "UPDATE imported SET name = x'00ff' || name",
+    "DROP TABLE imported",
+    "UPDATE header SET value = '5' WHERE key = 'imported'",
+    "UPDATE header SET value = '{}' WHERE key = 'imported'",
+    "DELETE FROM header WHERE key = 'imported'",
+    "UPDATE header SET value = '\"many\"' WHERE key = 'threads'",
+])  # fmt: skip
+def test_hostile_imported_content_is_refused_in_one_line(foreign: Path, statement: str) -> None:
+    sql(foreign, statement)
+    with pytest.raises(HwnasError) as caught:
+        read_everything(foreign)
+    assert str(foreign) in one_line(caught)
+
+
+def test_nonsense_among_the_names_is_refused_when_it_is_needed(foreign: Path) -> None:
+    sql(foreign, "UPDATE imported SET name = 'conv 1x1x1>what' WHERE failure IS NULL AND low_ms IS NULL")
+    with LatencyTable.open(foreign) as table:
+        model = LatencyModel(table)
+    network = Network.from_json({"input_shape": [4, 4, 4], "ops": [Op.global_avg_pool((4, 4, 4)).key],
+                                 "inputs": [[[-1, 0]]], "output": [0, 0]})  # fmt: skip
+    with pytest.raises(HwnasError) as caught:
+        model.predict(network)
+    assert str(foreign) in one_line(caught)
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_networks_of_the_spaces_are_their_operators(space: str, seed: int) -> No
     assert real - timed <= Counter({"ReorderOutput": 1, "Flatten": 1})
 
 
-@pytest.mark.parametrize("net", ["mobilenet-v2", "proxyless-r-mobile"])
+@pytest.mark.parametrize("net", ["mobilenet-v2", "proxyless-r-mobile", "spos-323m"])
 def test_networks_of_the_zoo_are_their_operators(net: str) -> None:
     network = zoo_network(net)
     assert plain(whole(network)) == plain(cores(network))

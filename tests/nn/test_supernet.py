@@ -5,68 +5,95 @@ import pytest
 import torch
 
 from hwnas.errors import HwnasError
-from hwnas.spaces import Arch, get_space
+from hwnas.nn.supernet import SinglePathSupernet
+from hwnas.spaces import SPACES, Arch, Space, get_space
 
 IMAGES = torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(5))
 SPACE = get_space("proxyless-tiny")
 
 
-def _trained(steps: int = 4):
+@pytest.fixture(params=[name for name in SPACES if name.endswith("-tiny")])
+def space(request: pytest.FixtureRequest) -> Space:
+    """Each space for small images: those for large ones are made of the same blocks."""
+    return get_space(request.param)
+
+
+def test_every_space_has_a_small_one() -> None:
+    assert {name for name in SPACES if not name.endswith("-tiny")} == {
+        name.removesuffix("-tiny") for name in SPACES if name.endswith("-tiny")
+    }
+
+
+def _trained(space: Space, steps: int = 4) -> SinglePathSupernet:
     """A supernet whose weights and BatchNorm statistics are no longer the initial ones."""
     rng = np.random.default_rng(0)
-    net = SPACE.supernet(generator=torch.Generator().manual_seed(0))
+    net = space.supernet(generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
     for _ in range(steps):
         optimizer.zero_grad()
-        net(IMAGES, SPACE.sample(rng).genes).square().mean().backward()
+        net(IMAGES, space.sample(rng).genes).square().mean().backward()
         optimizer.step()
     return net
 
 
-def test_an_extracted_architecture_has_exactly_the_same_output() -> None:
-    net, rng = _trained().eval(), np.random.default_rng(1)
-    for arch in [SPACE.sample(rng) for _ in range(4)]:
+def test_an_extracted_architecture_has_exactly_the_same_output(space: Space) -> None:
+    net, rng = _trained(space).eval(), np.random.default_rng(1)
+    for arch in [space.sample(rng) for _ in range(4)]:
         module = net.extract(arch)
         with torch.no_grad():
             assert torch.equal(module(IMAGES), net(IMAGES, arch.genes))
-        built = SPACE.build(arch)
+        built = space.build(arch)
         built.load_state_dict(module.state_dict())  # the same names and shapes
         with torch.no_grad():
             assert torch.equal(built.eval()(IMAGES), module(IMAGES))
 
 
-def test_an_extracted_architecture_shares_nothing() -> None:
-    net, arch = _trained(1), SPACE.sample(np.random.default_rng(2))
+def test_an_extracted_architecture_trains_as_the_supernet_does(space: Space) -> None:
+    net, arch = _trained(space, 1).train(), space.sample(np.random.default_rng(6))
+    module = net.extract(arch)
+    for part in (*net.modules(), *module.modules()):
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    assert torch.equal(module(IMAGES), net(IMAGES, arch.genes))
+    module(IMAGES).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+def test_an_extracted_architecture_shares_nothing(space: Space) -> None:
+    net, arch = _trained(space, 1), space.sample(np.random.default_rng(2))
     module = net.extract(arch)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with torch.no_grad():
         for tensor in module.state_dict().values():
             tensor.zero_()
+    assert list(net.state_dict()) == list(before)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(p.requires_grad for p in module.parameters())
 
 
-def test_what_is_not_sampled_gets_no_gradient_and_does_not_move() -> None:
-    net = _trained(3)
-    arch = Arch(SPACE.name, (0,) * len(SPACE.slots))
+def test_what_is_not_sampled_gets_no_gradient_and_does_not_move(space: Space) -> None:
+    net = _trained(space, 3)
+    arch = Arch(space.name, (0,) * len(space.slots))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     optimizer.zero_grad()
     net(IMAGES, arch.genes).square().mean().backward()
     optimizer.step()
     for name, parameter in net.named_parameters():
-        sampled = not name.startswith("slots.") or name.split(".")[2] == "k3e3"
+        sampled = not name.startswith("slots.") or name.split(".")[2] == space.slots[0][0]
         assert (parameter.grad is not None) == sampled, name
         assert sampled or torch.equal(parameter, before[name]), name
 
 
-def test_skip_is_the_identity() -> None:
-    net = SPACE.supernet().eval()
-    genes = [0] * len(SPACE.slots)
-    skipped = [slot for slot, choices in enumerate(SPACE.slots) if "skip" in choices]
+@pytest.mark.parametrize("name", ["proxyless-tiny", "fbnet-tiny"])
+def test_skip_is_the_identity(name: str) -> None:
+    space = get_space(name)
+    net = space.supernet().eval()
+    genes = [0] * len(space.slots)
+    skipped = [slot for slot, choices in enumerate(space.slots) if "skip" in choices]
     for slot in skipped:
-        genes[slot] = SPACE.slots[slot].index("skip")
-    assert len(net.path(genes)) == len(SPACE.slots) - len(skipped)
+        genes[slot] = space.slots[slot].index("skip")
+    assert len(net.path(genes)) == len(space.slots) - len(skipped)
 
 
 def test_residual_blocks_start_as_the_identity() -> None:
@@ -76,6 +103,17 @@ def test_residual_blocks_start_as_the_identity() -> None:
     assert torch.equal(block(x), x)
     plain = SPACE.supernet(zero_init_residual=False).slots[1]["k5e6"]
     assert not torch.equal(plain(x), x)
+
+
+def test_batchnorms_of_the_spos_supernet_have_no_scale_and_shift() -> None:
+    def affine(module: torch.nn.Module) -> set[bool]:
+        return {part.affine for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d)}
+
+    spos = get_space("spos-shufflenet-tiny")
+    arch = spos.sample(np.random.default_rng(0))
+    assert (affine(spos.supernet()), affine(spos.supernet().extract(arch))) == ({False}, {True})
+    assert affine(spos.build(arch)) == {True}
+    assert affine(SPACE.supernet()) == {True}
 
 
 def test_names_are_stable() -> None:

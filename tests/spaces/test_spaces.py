@@ -1,6 +1,7 @@
 """One contract for every space, and its golden numbers."""
 
 import json
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 
 from hwnas.costs import macs_cost, params_cost
 from hwnas.errors import HwnasError, UsageError
-from hwnas.spaces import SPACES, Arch, arch_from_json, get_space
+from hwnas.export import export_onnx, parity
+from hwnas.spaces import SPACES, Arch, Space, arch_from_json, get_space
 from hwnas.trace import ops_of
 
 _FILE = tomllib.loads((Path(__file__).parents[1] / "golden" / "zoo.toml").read_text())
@@ -60,6 +62,67 @@ def test_prices_are_additive(name: str) -> None:
         assert sorted(network.ops, key=repr) == sorted((*space.fixed_ops(), *slot_ops), key=repr)
         assert network.macs == macs.total_of(arch.genes)
         assert network.params == params.total_of(arch.genes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_choice_of_a_slot_gives_the_same_shape(name: str) -> None:
+    space = get_space(name, image_size=SPACES[name].image_sizes[0])
+    for slot, choices in enumerate(space.slots):
+        ends = [space.slot_ops(slot, choice) for choice in range(len(choices))]
+        shapes = {(ops[0].inputs[0], ops[-1].output) for ops in ends if ops}
+        assert len(shapes) == 1, slot
+        before, after = shapes.pop()
+        assert all(ends) or before == after, slot
+
+
+def test_fbnet_has_nine_choices_everywhere_and_skips_only_what_keeps_its_shape() -> None:
+    space = get_space("fbnet")
+    for slot, choices in enumerate(space.slots):
+        assert len(choices) == 9
+        (last,) = {"skip", "k1"} & set(choices)
+        ops = space.slot_ops(slot, choices.index(last))
+        if last == "skip":
+            assert ops == ()
+        else:
+            (op,) = ops
+            assert (op.kind, op.kernel, op.act) == ("conv", (1, 1), "relu")
+            assert op.inputs[0] != op.output
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_is_cheap_arithmetic(name: str) -> None:
+    space = get_space(name)
+    archs = [space.sample(np.random.default_rng(seed)) for seed in range(10)]
+    began = time.process_time()
+    for arch in archs:
+        space.network(arch)
+    assert (time.process_time() - began) / len(archs) < 0.01  # about a millisecond on a slow core
+
+
+@pytest.mark.parametrize("name", ["fbnet-tiny", "spos-shufflenet-tiny"])
+def test_exported_nets_have_the_operators_of_the_space(name: str, tmp_path: Path) -> None:
+    space = get_space(name)
+    arch = _all_kinds(space)
+    module = space.build(arch, generator=torch.Generator().manual_seed(0))
+    export_onnx(module, space.input_shape, tmp_path / "net.onnx")
+    read, network = ops_of(tmp_path / "net.onnx"), space.network(arch)
+    assert read.unknown == ()
+    assert [op.key for op in read.ops] == [op.key for op in network.ops]
+    assert [node.inputs for node in read.nodes] == [node.inputs for node in network.nodes]
+    images = np.random.default_rng(0).standard_normal((2, *space.input_shape), dtype=np.float32)
+    assert parity(module, tmp_path / "net.onnx", images).max_rel_diff < 1e-4
+
+
+def _all_kinds(space: Space) -> Arch:
+    """An architecture that has each choice somewhere."""
+    genes: list[int] = []
+    seen: set[str] = set()
+    for choices in space.slots:
+        # rare choices come last
+        genes.append(next((i for i in reversed(range(len(choices))) if choices[i] not in seen), 0))
+        seen.add(choices[genes[-1]])
+    assert seen == {choice for choices in space.slots for choice in choices}
+    return Arch(space.name, tuple(genes))
 
 
 @pytest.mark.parametrize("size", [28, 33, 64])

@@ -156,5 +156,9 @@ def chosen(path: Path, what: str, option: str, there: Iterable[str], choice: str
     if not values:
         raise HwnasError(f"{path} holds no entry of this format: give another --format")
     shown = ", ".join(values[:20])
-    refused = f"the file has no {what} {choice}" if choice is not None else f"the file has several {what}s"
+    refused = f"the file has no {what} {choice}" if choice is not None else f"the file has several {_plural(what)}"
     raise UsageError(f"{path}: {refused}: choose one of {shown} with {option}")
+
+
+def _plural(noun: str) -> str:
+    return f"{noun}es" if noun.endswith("ch") else f"{noun}s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -28,6 +29,32 @@ class Session(ABC):
         """The first output for a batch of images; networks only."""
 
 
+@dataclass(frozen=True, slots=True)
+class KernelTime:
+    """One node of the graph that a runtime made of a network, timed inside it.
+
+    Attributes:
+        node: its name; it begins with that of the ONNX node it was made from, where it was made from one.
+        kind: what the runtime calls it.
+        input_shape, output_shape: of the first input and output, without the batch.
+        samples_ms: of each run.
+    """
+
+    node: str
+    kind: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    samples_ms: tuple[float, ...]
+
+
+class KernelClock(ABC):
+    """A network whose kernels can be timed one by one, while it runs as a whole."""
+
+    @abstractmethod
+    def time_kernels(self, runs: int) -> list[KernelTime]:
+        """Every kernel in `runs` runs, interrupted ones left out, after some that are not timed."""
+
+
 class Runtime(ABC):
     """Builds models for a device and runs them. A context manager: leaving it releases the device."""
 
@@ -42,6 +69,10 @@ class Runtime(ABC):
     @abstractmethod
     def load_operator(self, model: bytes, min_run_ms: float) -> Session:
         """A one-operator model as it runs inside a network, repeated until a run takes about `min_run_ms`."""
+
+    def load_kernels(self, model: bytes) -> KernelClock:  # noqa: ARG002 (an optional ability)
+        """A network whose kernels are timed inside it. Not every runtime can: ``describe()["kernels"]`` is 1 then."""
+        raise ValueError(f"{type(self).__name__} cannot time kernels inside a network")
 
     def close(self) -> None:  # noqa: B027 (most runtimes have nothing to release)
         """Releases the device."""

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from hwnas.measure.hardware import cpu_name
 from hwnas.measure.onnx_models import op_to_onnx
-from hwnas.measure.runtimes.base import Runtime, Session
+from hwnas.measure.runtimes.base import KernelClock, Runtime, Session
+from hwnas.measure.runtimes.onnx_kernels import OrtKernelClock
 from hwnas.measure.runtimes.operator_graph import anchored, core_of
 from hwnas.measure.runtimes.timed import undisturbed_ms
 from hwnas.ops import Op
@@ -44,6 +45,7 @@ class OnnxRuntime(Runtime):
             "cores": os.cpu_count() or 1,
             "threads": self.threads,
             "channel_block": self._channel_block(),
+            "kernels": 1,
         }
 
     def _channel_block(self) -> int:
@@ -56,6 +58,12 @@ class OnnxRuntime(Runtime):
 
     def load_network(self, model: bytes) -> Session:
         return OrtSession(ort.InferenceSession(model, self._options(optimise=True), providers=_PROVIDERS))
+
+    def load_kernels(self, model: bytes) -> KernelClock:
+        optimised = self._optimised(onnx.load_from_string(model)).SerializeToString()
+        return OrtKernelClock(
+            optimised, lambda: self._options(optimise=False), lambda session: OrtSession(session).run_once
+        )
 
     def load_operator(self, model: bytes, min_run_ms: float) -> Session:
         proto, ends = anchored(model)
@@ -119,9 +127,12 @@ class OrtSession(Session):
             self._tensors.append(value)
             self._binding.bind_ortvalue_output(node.name, value)
 
+    def run_once(self) -> None:
+        """One run of what is bound."""
+        self._session.run_with_iobinding(self._binding)
+
     def time_ms(self, runs: int) -> list[float]:
-        run, binding = self._session.run_with_iobinding, self._binding
-        return undisturbed_ms(lambda: run(binding), runs)
+        return undisturbed_ms(self.run_once, runs)
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         name = self._session.get_inputs()[0].name

@@ -1,0 +1,85 @@
+"""Which kernel of a runtime's graph is which operator of the lowered network."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.latency.lowering import Step
+from hwnas.measure.onnx_models import node_prefix
+from hwnas.measure.runtimes.base import KernelTime
+from hwnas.ops import Op
+
+CONVERSIONS = {"ReorderInput": "to_blocked", "ReorderOutput": "to_plain"}
+"""What ONNX Runtime calls a conversion of layout -> the operator."""
+
+SHORTEST_MS = 1e-4
+"""What a clock of whole microseconds shows as nothing."""
+
+_CONVOLUTIONS = ("Conv", "FusedConv")
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """The kernels of one network.
+
+    Attributes:
+        samples_ms: for each operator's key the durations in each run, the mean over its occurrences in the network.
+        total_ms: in each run, of all kernels.
+        unexpected: what the runtime runs otherwise than lowering assumes, for people; empty where it all fits.
+    """
+
+    samples_ms: dict[str, NDArray[np.float64]]
+    total_ms: NDArray[np.float64]
+    unexpected: tuple[str, ...] = ()
+
+
+def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
+    """Finds for each operator of the lowered network (`Lower.steps`) what the runtime ran for it.
+
+    Nodes made from an operator carry its name; conversions are told by their shapes. What does not fit is named, and
+    gets no samples.
+    """
+    found: dict[str, list[NDArray[np.float64]]] = {}
+    unexpected: list[str] = []
+    own: dict[str, list[KernelTime]] = {}
+    converted: Counter[str] = Counter()
+    for time in times:
+        if time.kind in CONVERSIONS:
+            shape = time.input_shape if time.kind == "ReorderInput" else time.output_shape
+            key = Op.conversion(shape, blocked=time.kind == "ReorderInput").key
+            converted[key] += 1
+            found.setdefault(key, []).append(np.asarray(time.samples_ms))
+        else:
+            own.setdefault(time.node.split(".")[0], []).append(time)
+    assumed: Counter[str] = Counter()
+    for index, step in enumerate(steps):
+        conversions = [op.key for op in step.kernels if op.kind in CONVERSIONS.values()]
+        assumed.update(conversions)
+        ops = [op for op in step.kernels if op.kind not in CONVERSIONS.values()]
+        nodes = own.pop(node_prefix(index).rstrip("."), [])
+        for op, part in zip(ops, _parted(nodes, len(ops)), strict=True):
+            if part:
+                found.setdefault(op.key, []).append(np.sum([time.samples_ms for time in part], axis=0))
+            else:
+                unexpected.append(f"{op.key}: not run")
+    unexpected += [f"{nodes[0].node} ({nodes[0].kind}): not assumed" for nodes in own.values()]
+    for key in converted | assumed:
+        if converted[key] != assumed[key]:
+            unexpected.append(f"{key}: {converted[key]} run, {assumed[key]} assumed")
+            found.pop(key, None)
+    total = np.sum([time.samples_ms for time in times], axis=0)
+    means = {key: np.maximum(np.mean(samples, axis=0), SHORTEST_MS) for key, samples in found.items()}
+    return Timed(means, total, tuple(unexpected))
+
+
+def _parted(nodes: Sequence[KernelTime], count: int) -> list[list[KernelTime]]:
+    """The nodes of one operator, parted among its kernels: a convolution, and an addition that it could not absorb."""
+    if count <= 1:
+        return [list(nodes)][:count]
+    first = [time for time in nodes if time.kind in _CONVOLUTIONS]
+    return [first, [time for time in nodes if time not in first], *([] for _ in range(count - 2))]

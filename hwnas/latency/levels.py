@@ -1,0 +1,197 @@
+"""From a table's visits to latencies: regimes of the machine and the level of each session taken off.
+
+Everything that runs as a whole network (calibration networks, the reference, networks whose kernels were timed) tells
+of the regimes (`hwnas.measure.regimes`); networks of one input shape tell of each other, since what slows a large net
+down does not touch one that stays in the cache. A kernel timed inside a network is corrected as that network is.
+Operators timed alone stay in the cache; their fastest visits say what they take.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.measure.regimes import LEAST_ENTRIES, regimes
+from hwnas.measure.statistics import CONFIDENCE, ESTIMATOR, Estimate, estimate
+
+QUANTILE, NOISY_QUANTILE = 0.25, 0.5
+"""Of a network's visits, regimes taken off: where its level is. What disturbs single visits only ever adds to them, so
+that a low quantile is nearer to the truth; where they scatter a lot, the median is the surer one."""
+
+NOISY = 0.03
+"""Scatter of the visits (relative, by the median absolute deviation) from which on the median is taken."""
+
+RESAMPLES = 200
+MIN_REFERENCE_SAMPLES = 20
+"""An entry with fewer samples in a session says nothing of the session's level."""
+
+NORMAL_90 = 1.645
+OVERHEAD = "overhead"
+"""The network that does as good as nothing: what its kernel takes, timing one costs."""
+
+SHORTEST_MS = 1e-5
+"""What is left at least of a kernel when that is taken off."""
+
+KEPT = 0.75
+"""Share of a kernel's runs in a visit that are averaged, the fastest: a clock of whole microseconds wants a mean."""
+
+Samples = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkVisit:
+    """One visit of something that runs as a whole network.
+
+    Attributes:
+        number: unique, in the order of time.
+        entry: what was visited; `shape` is that of its input.
+        samples_ms: as the clock showed them.
+    """
+
+    number: int
+    entry: tuple[str, str]
+    session: int
+    shape: tuple[int, ...]
+    samples_ms: Samples
+
+
+class Levels:
+    """What every visit of a table has to be multiplied by, and what entries take then."""
+
+    def __init__(self, visits: Sequence[NetworkVisit]) -> None:
+        self._visits = sorted(visits, key=lambda visit: visit.number)
+        self._log = np.array([np.log(visit.samples_ms.min()) for visit in self._visits])
+        self._regime, self._told = self._regimes()
+        self._of: dict[tuple[str, str], list[int]] = {}
+        for place, visit in enumerate(self._visits):
+            self._of.setdefault(visit.entry, []).append(place)
+        self.quantile = NOISY_QUANTILE if self.scatter > NOISY else QUANTILE
+        self.sessions = self._session_factors()
+        """Factor of each session."""
+        self._factor = {
+            visit.number: float(np.exp(-regime)) * self.sessions.get(visit.session, 1.0)
+            for visit, regime in zip(self._visits, self._regime, strict=True)
+        }
+
+    @property
+    def scatter(self) -> float:
+        """Of the visits of one entry, regimes taken off: relative, the median over entries."""
+        found = []
+        for places in self._of.values():
+            values = self._log[places] - self._regime[places]
+            found.append(1.48 * float(np.median(np.abs(values - np.median(values)))))
+        return float(np.median(found)) if found else 0.0
+
+    @property
+    def estimator(self) -> str:
+        """What latencies of networks are, in words."""
+        if not self._told.any():
+            return ESTIMATOR
+        return f"{self.quantile:g} quantile of visits, regimes taken off"
+
+    def _regimes(self) -> tuple[Samples, NDArray[np.bool_]]:
+        """The regime of each visit, and whether it could be told."""
+        regime, told = np.zeros(len(self._visits)), np.zeros(len(self._visits), np.bool_)
+        entries = {entry: number for number, entry in enumerate(dict.fromkeys(v.entry for v in self._visits))}
+        index = np.array([entries[visit.entry] for visit in self._visits], np.intp)
+        sessions = np.array([visit.session for visit in self._visits])
+        for session in np.unique(sessions):
+            inside = np.flatnonzero(sessions == session)
+            shapes: dict[tuple[int, ...], list[int]] = {}
+            for place in inside.tolist():
+                shapes.setdefault(self._visits[place].shape, []).append(place)
+            for places in (inside.tolist(), *shapes.values()):  # of one shape where they are enough, else of all
+                if len({index[place] for place in places}) >= LEAST_ENTRIES:
+                    regime[places], told[places] = regimes(index[places], self._log[places]), True
+        return regime, told
+
+    def _session_factors(self) -> dict[int, float]:
+        """Factors that bring each session to the level of the first, by everything that both have measured."""
+        levels: dict[int, dict[tuple[str, str], float]] = {}
+        for session in dict.fromkeys(visit.session for visit in self._visits):
+            places: dict[tuple[str, str], list[int]] = {}
+            for place, visit in enumerate(self._visits):
+                if visit.session == session and visit.entry[0] in ("reference", "network"):
+                    places.setdefault(visit.entry, []).append(place)
+            known = {
+                entry: self._level(found, 1.0).latency_ms for entry, found in places.items() if self._enough(found)
+            }
+            if known:
+                levels[session] = known
+        factors: dict[int, float] = {}
+        first: dict[tuple[str, str], float] = {}
+        for session, known in sorted(levels.items()):
+            ratios = [first[entry] / level for entry, level in known.items() if entry in first]
+            factors[session] = float(np.median(ratios)) if ratios else 1.0
+            first = {**{entry: level * factors[session] for entry, level in known.items()}, **first}
+        return factors
+
+    def _enough(self, places: Sequence[int]) -> bool:
+        return sum(len(self._visits[place].samples_ms) for place in places) >= MIN_REFERENCE_SAMPLES
+
+    def _level(self, places: Sequence[int], factor: float | None = None) -> Estimate:
+        """The estimate from some visits; `factor` stands for those of their sessions."""
+        factors = [factor or self.sessions.get(self._visits[place].session, 1.0) for place in places]
+        samples = [self._visits[place].samples_ms * by for place, by in zip(places, factors, strict=True)]
+        if not self._told[places].all():
+            return estimate(samples)
+        values = self._log[places] - self._regime[places] + np.log(factors)
+        return level_of(values, sum(map(len, samples)), self.quantile)
+
+    def networks(self, role: str) -> dict[str, Estimate]:
+        """Latencies of a role's entries by name, at the level of the first session when it was quiet."""
+        return {name: self._level(places) for (kind, name), places in self._of.items() if kind == role}
+
+    def kernels(self, timed: Iterable[tuple[str, int, Samples]]) -> dict[str, Estimate]:
+        """Latencies of operators that were timed inside networks.
+
+        Args:
+            timed: key of the operator, number of the network's visit, durations in its runs.
+        """
+        owner = {visit.number: visit.entry for visit in self._visits}
+        found: dict[str, dict[tuple[str, str], list[float]]] = {}
+        counts: dict[str, int] = {}
+        for key, number, samples in timed:
+            if number in owner:
+                fastest = np.sort(samples)[: max(1, round(KEPT * len(samples)))]
+                value = float(fastest.mean()) * self._factor[number]
+                found.setdefault(key, {}).setdefault(owner[number], []).append(value)
+                counts[key] = counts.get(key, 0) + len(samples)
+        nothing = [value for by in found.values() for value in by.get(("cover", OVERHEAD), ())]
+        overhead = float(np.median(nothing)) if nothing else 0.0
+        return {key: _over_networks(list(by.values()), counts[key], overhead) for key, by in found.items()}
+
+
+def level_of(log_ms: Samples, samples: int, quantile: float = QUANTILE) -> Estimate:
+    """The level of an entry from its visits, regimes taken off, with an interval by resampling them."""
+    rng = np.random.default_rng(len(log_ms))  # fixed: the same visits always give the same interval
+    point = float(np.quantile(log_ms, quantile))
+    again = np.quantile(log_ms[rng.integers(len(log_ms), size=(RESAMPLES, len(log_ms)))], quantile, axis=1)
+    tail = (1 - CONFIDENCE) / 2
+    half = max(abs(float(end) - point) for end in np.quantile(again, [tail, 1 - tail]))
+    return Estimate(float(np.exp(point)), float(np.exp(point - half)), float(np.exp(point + half)), samples)
+
+
+def _over_networks(by_network: Sequence[Sequence[float]], samples: int, overhead_ms: float) -> Estimate:
+    """The mean over the networks that a kernel was timed in, less what timing costs.
+
+    How far the networks are apart is part of the interval.
+    """
+    points = np.array([np.median(values) for values in by_network])
+    noise = np.array([_standard_error(np.asarray(values)) for values in by_network])
+    point = max(SHORTEST_MS, float(points.mean()) - overhead_ms)
+    variance = float((noise**2).mean()) / len(points)
+    if len(points) > 1:
+        variance += float(points.var(ddof=1)) / len(points)
+    half = NORMAL_90 * variance**0.5
+    return Estimate(point, max(0.0, point - half), point + half, samples)
+
+
+def _standard_error(values: Samples) -> float:
+    """Of a median, from the median absolute deviation."""
+    deviation = float(np.median(np.abs(values - np.median(values))))
+    return 1.86 * deviation / math.sqrt(len(values))
