@@ -129,6 +129,8 @@ def check_table(
         HwnasError: the table belongs to another device or set-up, holds nothing, or the device cannot be measured.
     """
     with LatencyTable.open(path) as then:
+        if then.header.get("imported"):
+            raise HwnasError(f"{path} was imported, not measured here: there is nothing to measure again")
         with MeasuringProcess(profile) as process:
             then.check_bound_to(profile, process.describe)
         operators, networks = pick(then, sample, seed)

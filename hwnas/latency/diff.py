@@ -19,7 +19,7 @@ class Compared:
     """An entry of both tables.
 
     Attributes:
-        role: operator or network.
+        role: operator, block (operators that an imported table times as one) or network.
         ratio: second / first.
         verdict: ``same`` where the joint 90% interval allows it, else ``slower`` or ``faster``: the second one.
     """
@@ -101,7 +101,8 @@ def diff_tables(first: Path, second: Path) -> DiffReport:
 
 def _entries(table: LatencyTable) -> Mapping[tuple[str, str], Estimate]:
     networks = {("network", net.name): net.measured for net in table.networks()}
-    return {("operator", key): found for key, found in table.operators().items()} | networks
+    blocks = {("block", key): found for key, found in table.blocks().items()}
+    return {("operator", key): found for key, found in table.operators().items()} | blocks | networks
 
 
 def _compared(role: str, name: str, first: Estimate, second: Estimate) -> Compared:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from hwnas.latency.trust import SAMPLE_RANGE_MS
 from hwnas.measure.statistics import Estimate
 
 UNSTATED_ERROR = 0.1
@@ -40,7 +40,8 @@ class Imported:
         if self.latency_ms is None:
             return isinstance(self.failure, str) and not given
         ends = len(given) == 3 or (self.low_ms is None and self.high_ms is None)
-        return self.failure is None and ends and sorted(given) == given and given[0] > 0 and given[-1] < math.inf
+        least, most = SAMPLE_RANGE_MS
+        return self.failure is None and ends and sorted(given) == given and least <= given[0] <= given[-1] <= most
 
 
 def stated(rows: Iterable[Imported]) -> dict[str, Estimate]:

@@ -44,7 +44,7 @@ def merge_tables(first: Path, second: Path, out: Path) -> MergeReport:
 
     Raises:
         UsageError: `out` exists.
-        HwnasError: the tables are of different set-ups or formats, damaged, or `out` cannot be written.
+        HwnasError: the tables are of different set-ups, imported or damaged, or `out` cannot be written.
     """
     if out.exists():
         raise UsageError(f"{out} exists: give another --out")
@@ -76,6 +76,9 @@ _OPERATORS = "WHERE role = 'operator'"
 
 
 def _check_alike(one: LatencyTable, other: LatencyTable) -> None:
+    for table in (one, other):
+        if table.header.get("imported"):
+            raise HwnasError(f"{table.path} was imported, not measured here: only measured tables can be merged")
     for key in MERGED:
         mine, theirs = one.header.get(key), other.header.get(key)
         if mine != theirs:
@@ -83,11 +86,6 @@ def _check_alike(one: LatencyTable, other: LatencyTable) -> None:
                 f"{one.path} was measured with {key} {mine}, {other.path} with {theirs}: only tables of one set-up can "
                 "be merged; compare them with 'hwnas lut diff'"
             )
-    formats = [table.path for table in (one, other)]
-    versions = [_format(path) for path in formats]
-    if versions[0] != versions[1]:
-        old = formats[versions.index(min(versions))]
-        raise HwnasError(f"{old} has an older format than the other table: profile it anew")
     if "reference" in one.names("reference") and "reference" in other.names("reference"):
         references = [table.content("reference", "reference") for table in (one, other)]
         if references[0] != references[1]:
@@ -99,11 +97,6 @@ def _read(path: Path) -> Iterator[sqlite3.Connection]:
     with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)) as connection:
         trust.harden(connection)
         yield connection
-
-
-def _format(path: Path) -> int:
-    with _read(path) as connection:
-        return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _add(target: sqlite3.Connection, extra: sqlite3.Connection) -> tuple[int, int, int]:

@@ -306,6 +306,8 @@ class LatencyTable:
         """Operators that could not be measured, and why."""
         imported = {row.name: row.failure for row in self._imported("operator") if row.failure is not None}
         here = self._select("SELECT name, failure FROM entries WHERE failure IS NOT NULL AND role = 'operator'")
+        if not all(isinstance(why, str) for _, why in here):
+            raise HwnasError(trust.damaged(self.path))
         return {**imported, **dict(here)}
 
     def failed(self, role: str) -> set[str]:

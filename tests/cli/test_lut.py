@@ -20,7 +20,7 @@ CHECK = {"lut", "device", "seed", "reference", "level", "network_ratio", "outsid
 ENTRY = {"role", "name", "then_ms", "then_low_ms", "then_high_ms", "now_ms", "now_low_ms", "now_high_ms", "ratio",
          "outside", "failure"}  # fmt: skip
 ROW = ["key", "kind", "latency_ms", "low_ms", "high_ms", "macs", "params", "size_bytes", "gmacs_per_s", "samples",
-       "failure"]  # fmt: skip
+       "failure", "imported"]  # fmt: skip
 
 
 def spoilt(source: Path, target: Path, statement: str) -> Path:

@@ -182,7 +182,7 @@ def test_nothing_in_common(made: Made) -> None:
 # -- exporting -------------------------------------------------------------------------------------------------------
 
 COLUMNS = ["key", "kind", "latency_ms", "low_ms", "high_ms", "macs", "params", "size_bytes", "gmacs_per_s", "samples",
-           "failure"]  # fmt: skip
+           "failure", "imported"]  # fmt: skip
 
 
 @pytest.fixture

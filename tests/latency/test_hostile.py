@@ -28,20 +28,22 @@ from hwnas.latency.table import BOUND, LatencyTable
 from hwnas.ops import Op
 
 READER = """
-import resource, sys, traceback, warnings
-import numpy, onnx, scipy.special, scipy.stats
+import pathlib, resource, sys, traceback, warnings
+import numpy, onnx, pandas, scipy.special, scipy.stats
 from hwnas.errors import HwnasError
+from hwnas.latency.frames import to_text
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
 from hwnas.measure.onnx_models import network_to_onnx, op_to_onnx
 from hwnas.ops import Op
 warnings.simplefilter("error")
-used = 4096 * int(open("/proc/self/statm").read().split()[0])
+used = 4096 * int(pathlib.Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30),) * 2)
 
 def read(path):
     with LatencyTable.open(path) as table:
-        table.rows()
+        to_text(table, "csv")
+        to_text(table, "json")
         table.reference()
         table.drift()
         assert table.fingerprint
@@ -76,6 +78,10 @@ for line in sys.stdin:
 """
 
 
+MODEST = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+"""Libraries otherwise reserve more addresses than the child may have, before they do anything."""
+
+
 class Reader:
     """The child."""
 
@@ -85,7 +91,7 @@ class Reader:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **MODEST},
         )
         assert self.answer() == "ready"
 
@@ -233,7 +239,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-HEADER_KEYS = st.sampled_from([*BOUND, "profile", "created", "estimator", "channel_block", "anything"])
+HEADER_KEYS = st.sampled_from([*BOUND, "profile", "created", "estimator", "channel_block", "imported", "anything"])
 NETWORKS = st.fixed_dictionaries(
     {"input_shape": st.lists(NUMBERS, max_size=3) | JSON, "ops": st.lists(KEYS, max_size=3) | JSON},
     optional={
@@ -243,6 +249,7 @@ NETWORKS = st.fixed_dictionaries(
 )
 SAMPLES = st.lists(st.floats(), max_size=4).map(lambda values: struct.pack(f"{len(values)}d", *values))
 REPEATS = st.sampled_from([0, -1, 1, 2, 2**31, 2**62]) | st.text(max_size=3) | st.floats(allow_nan=False) | st.none()
+VALUES = st.none() | st.floats() | st.sampled_from([1.0, 1e-300, 1e300]) | st.text(max_size=3)
 
 
 def header(key: str, value: Any) -> tuple[str, tuple[Any, ...]]:
@@ -257,6 +264,15 @@ CHANGES = st.one_of(
     st.builds(lambda n: ("UPDATE OR IGNORE visits SET repeats = ? WHERE id % 3 = 1", (n,)), REPEATS),
     st.builds(lambda text: ("UPDATE entries SET failure = ? WHERE id % 3 = 1", (text,)), st.text() | st.binary()),
     st.builds(lambda n: ("UPDATE OR IGNORE visits SET session = ?, pass = ?", (n, n)), REPEATS),
+    st.builds(
+        lambda *row: ("INSERT OR REPLACE INTO imported VALUES (?, ?, ?, ?, ?, ?)", row),
+        st.sampled_from(["operator", "block", "network"]),
+        KEYS | st.lists(KEYS, max_size=3).map(" ; ".join),
+        VALUES,
+        VALUES,
+        VALUES,
+        st.none() | st.text(max_size=5),
+    ),
     st.just(("DELETE FROM visits WHERE id % 2", ())),
     st.just(("DELETE FROM sessions", ())),
     st.builds(lambda role: ("UPDATE OR IGNORE entries SET role = ? WHERE id % 2", (role,)), st.text(max_size=9)),
