@@ -185,7 +185,8 @@ def split_coverage(model: LatencyModel, networks: list[MeasuredNetwork]) -> Vect
         fitted, rest = order[:CALIBRATION_NETWORKS], order[CALIBRATION_NETWORKS:]
         calibration = calibrate(sums[fitted], times[fitted], noise)
         centre = np.array([calibration.latency_ms(x) for x in sums[rest]])
-        shares.append((np.abs(times[rest] - centre) <= calibration.half_width * centre).mean())
+        widths = np.array([calibration.half_width_ms(latency) for latency in centre])
+        shares.append((np.abs(times[rest] - centre) <= widths).mean())
     return np.array(shares)
 
 

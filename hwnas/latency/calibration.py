@@ -21,8 +21,12 @@ UNCALIBRATED_ERROR = 0.25
 FEW = 4
 """Fewer calibration networks give a factor only, and an interval that is assumed rather than estimated."""
 
-FEASIBLE_CONFIDENCE = 0.99
-"""One-sided confidence of the upper end that a search decides on."""
+FEASIBLE_CONFIDENCE = 0.999
+"""One-sided confidence of the upper end that a search decides on. A search chooses among hundreds of networks, and under
+a budget it favours those that are predicted too fast: at 99%, one of a hundred found nets was over."""
+
+FEW_FOR_SHAPE = 12
+"""Fewer networks cannot tell whether small ones are predicted worse than large ones."""
 
 NOISE_WEIGHT = 40
 """Networks' worth of belief that a prediction is off by about as much as measurements are: thirty networks alone say
@@ -47,6 +51,8 @@ class Calibration:
         relative_error: root mean square of the leave-one-out relative errors, drawn towards `noise`.
         networks: how many it was fitted on; 0 means uncalibrated.
         noise: relative standard error of a measured network, where it is known.
+        relative_part, absolute_ms: standard deviation of a prediction as a share of it, and what comes on top: small
+            networks can be predicted relatively worse.
         sums_ms, measured_ms, left_out_ms: for each network the operators' sum, what was measured, and what was
             predicted for it by a fit without it.
     """
@@ -56,6 +62,8 @@ class Calibration:
     relative_error: float
     networks: int
     noise: float | None = None
+    relative_part: float = 0.0
+    absolute_ms: float = 0.0
     sums_ms: tuple[float, ...] = ()
     measured_ms: tuple[float, ...] = ()
     left_out_ms: tuple[float, ...] = ()
@@ -71,8 +79,18 @@ class Calibration:
 
     @property
     def upper_margin(self) -> float:
-        """By how much the one-sided 99% upper end exceeds the prediction, as a share of it."""
+        """By how much the one-sided upper end of a search exceeds the prediction, as a share of it, on average."""
         return self.relative_error * self._student(FEASIBLE_CONFIDENCE)
+
+    def half_width_ms(self, latency_ms: float) -> float:
+        """Half of the two-sided 90% interval of a prediction."""
+        return self._student((1 + CONFIDENCE) / 2) * (self.relative_part * latency_ms + self.absolute_ms)
+
+    @property
+    def upper(self) -> tuple[float, float]:
+        """Factor and addition, in ms, that turn a prediction into the one-sided upper end of a search."""
+        deviations = self._student(FEASIBLE_CONFIDENCE)
+        return 1 + deviations * self.relative_part, deviations * self.absolute_ms
 
     def _student(self, probability: float) -> float:
         from scipy.special import ndtri, stdtrit
@@ -93,7 +111,7 @@ def calibrate(sums_ms: Sequence[float], measured_ms: Sequence[float], noise: flo
     """
     x, y = np.asarray(sums_ms, float), np.asarray(measured_ms, float)
     if not len(x):
-        return Calibration(1.0, 0.0, UNCALIBRATED_ERROR, 0)
+        return Calibration(1.0, 0.0, UNCALIBRATED_ERROR, 0, None, UNCALIBRATED_ERROR)
     slope, offset = _fit(x, y)
     left_out = np.empty(len(x))
     for index in range(len(x)):
@@ -103,7 +121,23 @@ def calibrate(sums_ms: Sequence[float], measured_ms: Sequence[float], noise: flo
     error = float(np.sqrt(_mean_square(float(((left_out / y - 1) ** 2).sum()), len(x), noise)))
     if len(x) < FEW:
         error = max(error, UNCALIBRATED_ERROR / 2)  # so few networks cannot show how far the next one is off
-    return Calibration(slope, offset, error, len(x), noise, tuple(x), tuple(y), tuple(left_out))
+    parts = _parts(y, left_out, error)
+    return Calibration(slope, offset, error, len(x), noise, *parts, tuple(x), tuple(y), tuple(left_out))
+
+
+def _parts(measured: Vector, left_out: Vector, error: float) -> tuple[float, float]:
+    """The standard deviation of predictions as a relative part and an absolute one in ms; on average it is `error`."""
+    if len(measured) < FEW_FOR_SHAPE or error <= 0:
+        return error, 0.0
+    from scipy.optimize import nnls
+
+    shape = np.stack([np.ones(len(measured)), 1 / measured], axis=1)
+    relative = np.abs(left_out / measured - 1)
+    found, _ = nnls(shape, relative)
+    level = float(np.sqrt(np.mean((shape @ found) ** 2)))
+    if level <= 0:
+        return error, 0.0
+    return float(found[0] * error / level), float(found[1] * error / level)
 
 
 def _mean_square(squares: float, count: int, noise: float | None) -> float:
@@ -147,7 +181,8 @@ def _widths_without_own_error(calibration: Calibration) -> Vector:
     squares = (np.array(calibration.left_out_ms) / np.array(calibration.measured_ms) - 1) ** 2
     rest, count = squares.sum() - squares, len(squares) - 1
     others = np.sqrt([_mean_square(float(left), count, calibration.noise) for left in rest])
-    widths: Vector = others * calibration.half_width / max(calibration.relative_error, 1e-12)
+    own = np.array([calibration.half_width_ms(latency) / latency for latency in calibration.left_out_ms])
+    widths: Vector = others * own / max(calibration.relative_error, 1e-12)
     return widths
 
 

@@ -175,7 +175,7 @@ class LatencyModel:
         latency = calibration.latency_ms(summed / calibration.slope)
         strange = sum(estimate.latency_ms or 0 for estimate in found if estimate.op.key not in self._calibrated_on)
         foreign = FOREIGN_ERROR * strange if calibration.networks else 0.0
-        half = math.hypot(calibration.half_width * latency, NORMAL_90 * foreign, NORMAL_90 * deviation_ms(parts))
+        half = math.hypot(calibration.half_width_ms(latency), NORMAL_90 * foreign, NORMAL_90 * deviation_ms(parts))
         ends = (max(0.0, latency - half), latency + half)
         return Prediction(latency, *ends, coverage, (), ops, calibration.networks > 0, *guessed)
 
@@ -184,7 +184,7 @@ class LatencyModel:
         return sorted({op.key for op in ops} - set(self.operators))
 
     def cost(self, space: Space) -> Cost:
-        """Latency of the space's architectures: predictions, and the 99% upper ends that feasibility is decided on.
+        """Latency of the space's architectures: predictions, and the one-sided upper ends that feasibility is decided on.
 
         Raises:
             HwnasError: the table lacks an operator of the space; it names the command that measures it. An imported
@@ -202,7 +202,7 @@ class LatencyModel:
                 f"{self.path} lacks {len(missing)} operators of {space.name} (such as '{missing[0]}'{why}): {mend}"
             )
         calibration = self.calibration(space.input_shape)
-        slope, offset, margin = calibration.slope, calibration.offset_ms, 1 + calibration.upper_margin
+        slope, offset, (margin, more) = calibration.slope, calibration.offset_ms, calibration.upper
 
         def latency(ops: Sequence[Op]) -> float:
             return slope * sum(known.latency_ms for known in self._chain(ops))
@@ -213,7 +213,7 @@ class LatencyModel:
             doubt = sum(found.deviation_ms for found in known)
             return slope * (margin * sum(found.latency_ms for found in known) + _NORMAL_FEASIBLE * doubt)
 
-        return Cost("latency", kernels.prices(latency, offset), kernels.prices(upper, offset * margin))
+        return Cost("latency", kernels.prices(latency, offset), kernels.prices(upper, offset * margin + more))
 
     def kernels(self, space: Space) -> SpaceKernels:
         """What the table's runtime runs for a space's choices; remembered."""

@@ -180,7 +180,7 @@ def finished(folder: NetFolder, goal: Goal) -> bool:
 def figures(request: SearchRequest, goal: Goal, arch: Arch) -> dict[str, Any]:
     """What an architecture costs and how much of its budgets it uses.
 
-    ``predicted_ms`` and ``high_ms`` (the 99% upper end) are null where the request has no latencies.
+    ``predicted_ms`` and ``high_ms`` (the one-sided upper end) are null where the request has no latencies.
     ``budget_used`` is the upper end's share of the limit, of the budget that is nearest to it.
     ``feasible_fraction`` is the share of all architectures that meet the budgets, ``acceptance`` the share of the
     sampler's draws that could be kept.
