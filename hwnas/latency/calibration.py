@@ -22,8 +22,8 @@ FEW = 4
 """Fewer calibration networks give a factor only, and an interval that is assumed rather than estimated."""
 
 FEASIBLE_CONFIDENCE = 0.999
-"""One-sided confidence of the upper end that a search decides on. A search chooses among hundreds of networks, and under
-a budget it favours those that are predicted too fast: at 99%, one of a hundred found nets was over."""
+"""One-sided confidence of the upper end that a search decides on. A search chooses among hundreds of networks, and
+under a budget it favours those that are predicted too fast: at 99%, one of a hundred found nets was over."""
 
 FEW_FOR_SHAPE = 12
 """Fewer networks cannot tell whether small ones are predicted worse than large ones."""

@@ -184,7 +184,7 @@ class LatencyModel:
         return sorted({op.key for op in ops} - set(self.operators))
 
     def cost(self, space: Space) -> Cost:
-        """Latency of the space's architectures: predictions, and the one-sided upper ends that feasibility is decided on.
+        """Latency of the space's architectures: predictions, and the upper ends that feasibility is decided on.
 
         Raises:
             HwnasError: the table lacks an operator of the space; it names the command that measures it. An imported
