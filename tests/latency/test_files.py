@@ -182,7 +182,7 @@ def test_nothing_in_common(made: Made) -> None:
 # -- exporting -------------------------------------------------------------------------------------------------------
 
 COLUMNS = ["key", "kind", "latency_ms", "low_ms", "high_ms", "macs", "params", "size_bytes", "gmacs_per_s", "samples",
-           "failure"]  # fmt: skip
+           "failure", "imported"]  # fmt: skip
 
 
 @pytest.fixture
@@ -200,6 +200,7 @@ def check_frame(frame: pd.DataFrame) -> None:
     assert pd.isna(rows.loc[WIDE.key, "latency_ms"])
     assert rows.loc[WIDE.key, "failure"] == "hung"
     assert pd.isna(rows.loc[CONV.key, "failure"])
+    assert not rows["imported"].any()
 
 
 def test_every_format_says_the_same(table_path: Path, tmp_path: Path) -> None:
