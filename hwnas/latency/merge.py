@@ -73,6 +73,8 @@ def merge_tables(first: Path, second: Path, out: Path) -> MergeReport:
 
 _ENTRIES = "SELECT count(*) FROM entries"
 _OPERATORS = "WHERE role = 'operator'"
+_NOWHERE = -1
+"""No visit has this number: what was timed inside one that is not there stays told apart from what was timed alone."""
 
 
 def _check_alike(one: LatencyTable, other: LatencyTable) -> None:
@@ -103,25 +105,35 @@ def _read(path: Path) -> Iterator[sqlite3.Connection]:
 
 def _format(path: Path) -> int:
     with _read(path) as connection:
-        return int(connection.execute("PRAGMA user_version").fetchone()[0])
+        return _format_of(connection)
+
+
+def _format_of(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _add(target: sqlite3.Connection, extra: sqlite3.Connection) -> tuple[int, int, int]:
     """Adds entries, sessions and visits of `extra`; returns (new entries, visits added, visits that were there)."""
     entries, added = _add_entries(target, extra)
     sessions = _add_sessions(target, extra)
-    query = "SELECT entry, session, pass, at, repeats, samples_ms FROM visits"
-    known = set(target.execute(query))
+    columns = "entry, session, pass, at, repeats, samples_ms"
+    known = {tuple(row): number for number, *row in target.execute(f"SELECT id, {columns} FROM visits")}
+    placed = _format_of(target) >= 3
+    ids: dict[Any, int] = {}
     visits = same = 0
-    for entry, session, *rest in extra.execute(f"{query} ORDER BY id"):
+    for old, entry, session, *rest in extra.execute(f"SELECT id, {columns} FROM visits ORDER BY id"):
         row = (entries[entry], sessions[session], *rest)
         if row in known:
+            ids[old] = known[row]
             same += 1
             continue
-        target.execute(
-            "INSERT INTO visits (entry, session, pass, at, repeats, samples_ms) VALUES (?, ?, ?, ?, ?, ?)", row
-        )
+        cursor = target.execute(f"INSERT INTO visits ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row)
+        ids[old] = int(cursor.lastrowid or 0)
         visits += 1
+        if placed:  # inside which visit of a network it was timed
+            place = extra.execute("SELECT place FROM visits WHERE id = ?", (old,)).fetchone()[0]
+            if place is not None:  # a network's visit comes before what was timed in it
+                target.execute("UPDATE visits SET place = ? WHERE id = ?", (ids.get(place, _NOWHERE), ids[old]))
     return added, visits, same
 
 
