@@ -8,8 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from hwnas.devices import DeviceProfile, Timing, find_profile
+from hwnas.latency.lowering import lowering
+from hwnas.latency.slots import SpaceKernels
 from hwnas.network import Network, NetworkBuilder
 from hwnas.ops import Op
+from hwnas.spaces import Space
 
 
 def quick_profile(**timing: Any) -> DeviceProfile:
@@ -25,6 +28,11 @@ def tiny_network(channels: int = 8, size: int = 8, classes: int = 4) -> Network:
     builder.add(Op.global_avg_pool(builder.shape()))
     builder.add(Op.linear(channels, classes))
     return builder.build()
+
+
+def kernels_of(space: Space, block: int = 0) -> list[Op]:
+    """Every kernel of a space, for a runtime that has blocks of so many channels (0: none)."""
+    return SpaceKernels.of(space, lowering({"runtime": "onnxruntime", "channel_block": block})).every()
 
 
 def alive(pid: int) -> bool:

@@ -45,6 +45,11 @@ def operators(channels: int) -> list[Op]:
     ]
 
 
+def conversions(channels: int) -> list[Op]:
+    """What lowering adds: a tensor brought to blocks of channels, and back."""
+    return [Op.conversion((channels, 8, 8), blocked=blocked) for blocked in (True, False)]
+
+
 def resnet_like(channels: int = 64, *, fused: bool = True) -> Network:
     """Stem, pooling, a block with the identity and one with a convolution beside; without `fused`, every addition and
     activation behind the first convolution is described as an operator of its own."""

@@ -154,9 +154,10 @@ def build_table(
         for space in spaces:
             kernels = SpaceKernels.of(space, lower)
             ops += kernels.every()
-            for index, arch in enumerate(cover_archs(space, kernels)):
+            calibration = calibration_archs(space, CALIBRATION_NETWORKS)
+            for index, arch in enumerate(cover_archs(space, kernels, without=calibration)):
                 covers[f"{space.name} #{index}"] = space.network(arch)
-            for index, arch in enumerate(calibration_archs(space, CALIBRATION_NETWORKS)):
+            for index, arch in enumerate(calibration):
                 networks[f"{space.name} #{index}"] = space.network(arch)
         return Plan(tuple(dict.fromkeys(ops)), covers, networks)
 
@@ -229,19 +230,24 @@ def _measure(
         wanted = {op.key: op for op in plan.ops}
         entries, todo = _entries(table, profile, plan, lower)
         asked = _keys_of(todo, plan, lower)
-        session = table.start_session({"load": list(os.getloadavg()), **process.describe}) if todo else 0
+        session = 0
+
+        def run(entries: Mapping[tuple[str, str], Entry], count: int, least_s: float = 0.0) -> None:
+            nonlocal session
+            session = session or table.start_session({"load": list(os.getloadavg()), **process.describe})
+            _run_passes(table, profile, process, entries, count, progress, least_s, lower, session)
+
         if todo:
-            _run_passes(table, profile, process, entries, len(todo), progress, least_s, lower, session)
-        while unsure := _unsure(table, profile, plan, entries):
-            progress.note(f"{len(unsure)} networks are not certain enough yet: they get more visits")
-            _run_passes(table, profile, process, unsure, len(unsure), progress, 0.0, lower, session)
+            run(entries, len(todo), least_s)
         # what the runtime runs otherwise than it was assumed has no time inside a network
         late, rest = _entries(table, profile, replace(plan, covers={}, networks={}), lower)
         if rest:
-            session = session or table.start_session({"load": list(os.getloadavg()), **process.describe})
             asked |= {key for _, key in rest}
-            _run_passes(table, profile, process, late, len(rest), progress, 0.0, lower, session)
-        if not todo and not rest:
+            run(late, len(rest))
+        while unsure := _unsure(table, profile, plan, entries):
+            progress.note(f"{len(unsure) - 1} networks are not certain enough yet: they get more visits")
+            run(unsure, len(unsure) - 1)
+        if not session:
             progress.note(f"{path} has everything already: nothing to measure")
         model = LatencyModel(table)
         header = table.header
@@ -306,7 +312,10 @@ def _cover_name(name: str, network: Network) -> str:
 def _entries(
     table: LatencyTable, profile: DeviceProfile, plan: Plan, lower: Lower
 ) -> tuple[dict[tuple[str, str], Entry], list[tuple[str, str]]]:
-    """Entries by (role, name), and those of them that still need measuring (the reference only keeps them company)."""
+    """Entries by (role, name), and those of them that still need measuring.
+
+    The reference keeps them company; networks that have their visits may need more once all is seen (`_unsure`).
+    """
     batch, block = profile.batch_size, int(table.header.get("channel_block", 0))
     subjects: dict[tuple[str, str], Subject] = {}
     content: dict[tuple[str, str], dict[str, Any]] = {}
@@ -360,7 +369,8 @@ def _entries(
         for name in plan.company:
             entries["network", name].passes += COVER_VISITS
             todo.append(("network", name))
-    return {name: entry for name, entry in entries.items() if name in todo or entry.reference}, todo
+    kept = {name: entry for name, entry in entries.items() if name in todo or name[0] in ("reference", "network")}
+    return kept, todo
 
 
 def _whole(role: str, name: str, network: Network, batch: int) -> Subject:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 import numpy as np
 
@@ -20,22 +21,25 @@ _CANDIDATES = 40
 """Architectures drawn for each that is taken: the one that covers most."""
 
 
-def cover_archs(space: Space, kernels: SpaceKernels, seed: int = 0) -> list[Arch]:
+def cover_archs(space: Space, kernels: SpaceKernels, *, without: Collection[Arch] = (), seed: int = 0) -> list[Arch]:
     """Architectures that together have every kernel of the space at least `TIMES` times; few, drawn at random.
 
-    None of them is a calibration network, so that calibration stays a test of the sum.
+    Args:
+        space: whose architectures.
+        kernels: of the space, as the runtime runs them.
+        without: not among them: calibration networks, so that calibration stays a test of the sum.
+        seed: of the draws.
     """
     rng = np.random.default_rng([seed, 21])
     missing: Counter[Op] = Counter(dict.fromkeys(kernels.every(), TIMES))
     found: dict[Arch, None] = {}
     while missing and len(found) < MOST:
         drawn = [space.sample(rng) for _ in range(_CANDIDATES)]
+        drawn = [arch for arch in drawn if arch not in found and arch not in without]
         gains = [len(missing.keys() & set(kernels.of_genes(arch.genes))) for arch in drawn]
-        best = drawn[int(np.argmax(gains))]
-        if not max(gains) and len(found) > MOST // 2:
+        if not drawn or (not max(gains) and len(found) > MOST // 2):
             break
-        if best in found:
-            continue
+        best = drawn[int(np.argmax(gains))]
         found[best] = None
         missing -= Counter(set(kernels.of_genes(best.genes)))
     return list(found)

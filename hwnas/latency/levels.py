@@ -150,7 +150,8 @@ class Levels:
         """Latencies of operators that were timed inside networks.
 
         Args:
-            timed: key of the operator, number of the network's visit, durations in its runs.
+            timed: key of the operator, number of the network's visit, durations in its runs. What was timed in the
+                network `OVERHEAD` alone tells what timing costs, and nothing of the operator.
         """
         owner = {visit.number: visit.entry for visit in self._visits}
         found: dict[str, dict[tuple[str, str], list[float]]] = {}
@@ -163,7 +164,11 @@ class Levels:
                 counts[key] = counts.get(key, 0) + len(samples)
         nothing = [value for by in found.values() for value in by.get(("cover", OVERHEAD), ())]
         overhead = float(np.median(nothing)) if nothing else 0.0
-        return {key: _over_networks(list(by.values()), counts[key], overhead) for key, by in found.items()}
+        return {
+            key: _over_networks(list(by.values()), counts[key], overhead)
+            for key, by in found.items()
+            if by.keys() != {("cover", OVERHEAD)}
+        }
 
 
 def level_of(log_ms: Samples, samples: int, quantile: float = QUANTILE) -> Estimate:

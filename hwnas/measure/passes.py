@@ -67,8 +67,8 @@ def measure_in_passes(
     """Visits all entries pass after pass until each is tight enough; yields every visit when it is made.
 
     An entry is finished after `timing.min_passes` visits once the half-width of its interval is within
-    `timing.target_error`, at the latest after `timing.max_passes` visits. Entries that already have visits (a resumed
-    table) only get what is missing.
+    `timing.target_error`, at the latest after `timing.max_passes` visits; one that has `Entry.passes` after so many.
+    Entries that already have visits (a resumed table) only get what is missing.
 
     Args:
         process: owns the device.
@@ -82,7 +82,8 @@ def measure_in_passes(
     rng = np.random.default_rng(seed)
     references = [entry for entry in entries if entry.reference]
     started = time.monotonic()
-    for number in range(timing.max_passes):
+    most = max([timing.max_passes, *(entry.passes for entry in entries)])
+    for number in range(most):
         while references and time.monotonic() - started < least_s * min(number, timing.min_passes) / timing.min_passes:
             process.time_ms(references[0].subject, timing.runs)
         open_entries = [entry for entry in entries if not entry.reference and is_open(entry, timing)]

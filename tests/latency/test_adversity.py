@@ -17,7 +17,8 @@ import pytest
 from quick import quick_profile, tiny_network
 
 from hwnas.latency import build
-from hwnas.latency.build import BuildReport, build_table
+from hwnas.latency.build import COVER_VISITS, BuildReport, _digest, build_table, overhead_network
+from hwnas.latency.lowering import lowering
 from hwnas.latency.table import LatencyTable
 from hwnas.measure.process import MeasuringProcess
 from hwnas.progress import NullProgress
@@ -45,51 +46,98 @@ def profile_with_worker(script: Path, path: Path, monkeypatch: pytest.MonkeyPatc
 # -- a worker that crashes, hangs or lies ----------------------------------------------------------------------------
 
 WORKER = """
-import os, runpy, sys, time
+import os, sys, time
 from hwnas.measure import worker
 
-honest = worker.Worker.do_time
-def do_time(self, request):
-    do, _, wanted = {body!r}.partition(" on ")
-    if request["name"] != wanted:
-        return honest(self, request)
-    if do == "crash":
+DO, WANTED, KERNELS = {do!r}, {wanted!r}, {kernels}
+LIES = {{"not a number": [float("nan")], "backwards": [-1.0], "too few": []}}
+
+def misbehave():
+    if DO == "crash":
         os.abort()
-    if do == "hang":
+    if DO == "hang":
         time.sleep(60)
-    return {{"samples_ms": {{"not a number": [float("nan")], "backwards": [-1.0], "too few": []}}[do]}}
-worker.Worker.do_time = do_time
+
+honest_open, honest_time, honest_kernels = worker.Worker.do_open, worker.Worker.do_time, worker.Worker.do_kernels
+def do_open(self, request):
+    answer = honest_open(self, request)
+    answer["describe"]["kernels"] = KERNELS
+    return answer
+def do_time(self, request):
+    if request["name"] != WANTED:
+        return honest_time(self, request)
+    misbehave()
+    return {{"samples_ms": LIES[DO]}}
+def do_kernels(self, request):
+    answer = honest_kernels(self, request)
+    if request["name"] == WANTED:
+        misbehave()
+        answer["kernels"][1]["samples_ms"] = LIES[DO]
+    return answer
+worker.Worker.do_open, worker.Worker.do_time, worker.Worker.do_kernels = do_open, do_time, do_kernels
 worker.main()
 """
+BROKEN = [
+    ("crash", "SIGABRT"),
+    ("hang", "timed out after 3 s"),
+    ("not a number", "impossible times"),
+    ("backwards", "impossible times"),
+    ("too few", "impossible times"),
+]
 
 
-@pytest.mark.parametrize(
-    ("does", "says"),
-    [
-        ("crash", "SIGABRT"),
-        ("hang", "timed out after 3 s"),
-        ("not a number", "impossible times"),
-        ("backwards", "impossible times"),
-        ("too few", "impossible times"),
-    ],
-)
+def operators(path: Path) -> list[str]:
+    """What a table has of operators, less the one that tells what timing kernels costs."""
+    with LatencyTable.open(path) as table:
+        nothing = {op.key for op in lowering(table.header)(overhead_network())}
+        return sorted(set(table.names("operator")) - nothing)
+
+
+@pytest.mark.parametrize(("does", "says"), BROKEN)
 def test_what_a_broken_worker_does_to_one_operator_is_that_operators_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, says: str
 ) -> None:
     bad = next(key for key in KEYS if key.startswith("linear"))
     script, path = tmp_path / "worker.py", tmp_path / "t.lut"
-    script.write_text(WORKER.format(body=f"{does} on operator {bad}"))
+    script.write_text(WORKER.format(do=does, wanted=f"operator {bad}", kernels=0))
     report = profile_with_worker(script, path, monkeypatch)
     assert list(report.failed) == [bad]
     assert says in report.failed[bad]
     with LatencyTable.open(path) as table:
         assert set(table.names("operator")) == set(report.failed) | set(table.operators())
         assert bad not in table.operators()
+        assert table.inside() == {}  # this worker times no kernels inside networks
         assert all(row.latency_ms and row.latency_ms > 0 for row in table.rows() if row.key != bad)
     # a worker that is whole again makes up for it, and repeats nothing else
-    monkeypatch.undo()
-    again = build_table(quick_profile(), path, models=MODELS, progress=NullProgress())
+    script.write_text(WORKER.format(do="nothing", wanted="", kernels=0))
+    again = profile_with_worker(script, path, monkeypatch)
     assert (again.failed, again.measured) == ({}, 1)
+
+
+@pytest.mark.parametrize(("does", "says"), BROKEN)
+def test_operators_of_a_network_whose_kernels_cannot_be_timed_are_timed_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, says: str
+) -> None:
+    bad = f"wide {_digest(MODELS['wide'])}"
+    script, path = tmp_path / "worker.py", tmp_path / "t.lut"
+    script.write_text(WORKER.format(do=does, wanted=f"cover {bad}", kernels=1))
+    report = profile_with_worker(script, path, monkeypatch)
+    assert report.failed == {}
+    with LatencyTable.open(path) as table:
+        lower = lowering(table.header)
+        small, wide = ({op.key for op in lower(network)} for network in MODELS.values())
+        assert set(table.operators()) == small | wide
+        assert table.failed("cover") == {bad}
+        assert {key for key in wide if table.visits("operator", key)} == wide - small
+        assert small <= table.inside().keys()
+        assert not (wide - small) & table.inside().keys()
+    with closing(sqlite3.connect(path)) as connection:
+        assert (
+            says
+            in connection.execute("SELECT failure FROM entries WHERE role = 'cover' AND failure > ''").fetchone()[0]
+        )
+    assert report.measured == len(small | wide)
+    assert build_table(quick_profile(), path, models=MODELS, progress=NullProgress()).measured == 0
 
 
 # -- clocks that are set ---------------------------------------------------------------------------------------------
@@ -118,6 +166,7 @@ def test_a_wall_clock_that_runs_backwards_harms_nothing(tmp_path: Path, monkeypa
     report = profile_with_worker(script, path, monkeypatch)
     assert asked[-1] < asked[0]
     assert (report.failed, report.entries) == ({}, report.measured)
+    assert report.measured >= len(KEYS)
     assert 0 < report.seconds < 60
     with LatencyTable.open(path) as table:
         first = {key: found.latency_ms for key, found in table.operators().items()}
@@ -132,7 +181,8 @@ def test_a_wall_clock_that_runs_backwards_harms_nothing(tmp_path: Path, monkeypa
     build_table(quick_profile(min_passes=4, max_passes=4), path, models=MODELS, progress=NullProgress())
     with LatencyTable.open(path) as table:
         assert table.fingerprint != before
-        assert {len(table.visits("operator", key)) for key in first} == {4}
+        assert table.operators().keys() == first.keys()
+        assert {len(table.visits("network", name)) for name in table.names("network")} == {4}
 
 
 def test_a_session_that_began_before_its_predecessor_does_not_become_the_first(
@@ -142,7 +192,7 @@ def test_a_session_that_began_before_its_predecessor_does_not_become_the_first(
     path = tmp_path / "t.lut"
     describe = {"runtime": "onnxruntime", "runtime_version": "1.0", "device": "A CPU", "cores": 2, "threads": 1}
     with LatencyTable.create(path, quick_profile(), describe) as table:
-        table.add_entry("reference", "reference", {})
+        table.add_entry("reference", "reference", MODELS["small"].to_json())
         for factor, clock in ((1.0, 2e9), (2.0, 1e9)):
             monkeypatch.setattr(time, "time", lambda clock=clock: clock)
             session = table.start_session({})
@@ -209,6 +259,8 @@ def test_a_profile_onto_a_disk_that_fills_up_keeps_what_fits_and_goes_on(tmp_pat
         assert done.returncode == 0, done.stdout + done.stderr
         assert rows(path)[: len(kept)] == kept
         with LatencyTable.open(path) as table:
-            assert {len(table.visits("operator", key)) for key in table.operators()} == {150}
+            assert {len(table.visits("network", name)) for name in table.names("network")} == {150}
+            assert {len(table.visits("cover", name)) for name in table.names("cover")} == {COVER_VISITS}
+            assert operators(path) == sorted(table.operators())
     finally:
         subprocess.run(["umount", str(disk)], check=True)

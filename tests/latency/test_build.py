@@ -18,14 +18,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from quick import alive, quick_profile, tiny_network, wait_until
+from quick import alive, kernels_of, quick_profile, tiny_network, wait_until
 
 from hwnas.errors import HwnasError
-from hwnas.latency.build import BuildReport, build_table, calibration_archs, measure_missing, reference_network
-from hwnas.latency.model import LatencyModel, space_ops
+from hwnas.latency.build import (
+    CALIBRATION_NETWORKS,
+    COVER_VISITS,
+    BuildReport,
+    build_table,
+    calibration_archs,
+    measure_missing,
+    overhead_network,
+    reference_network,
+)
+from hwnas.latency.lowering import lowering
+from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
 from hwnas.measure.lock import device_lock
-from hwnas.network import Network, Node
+from hwnas.network import INPUT, Network, NetworkBuilder, Node
 from hwnas.ops import Op
 from hwnas.progress import NullProgress
 from hwnas.spaces import get_space
@@ -57,6 +67,12 @@ def build(path: Path, models: dict[str, Network] | None = None, **timing: float)
     return build_table(quick_profile(**timing), path, models=SMALL if models is None else models, progress=Notes())
 
 
+def kernels(path: Path, network: Network) -> set[str]:
+    """Keys of what the table's runtime runs for a network."""
+    with LatencyTable.open(path) as table:
+        return {op.key for op in lowering(table.header)(network)}
+
+
 def visits(path: Path) -> dict[tuple[str, str], int]:
     """Visits of each entry, as any SQLite shows them."""
     query = """SELECT role, name, count(visits.id) FROM entries LEFT JOIN visits ON entry = entries.id
@@ -77,24 +93,33 @@ def profiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BuildRepor
 
 def test_a_profile_holds_all_that_the_space_needs(profiled: tuple[Path, BuildReport]) -> None:
     path, report = profiled
-    keys = {op.key for op in space_ops(TINY)}
     with LatencyTable.open(path) as table:
-        assert set(table.names("operator")) == keys
-        assert len(table.networks()) == report.calibration.networks == 20
+        keys = {op.key for op in kernels_of(TINY, table.header["channel_block"])}
+        assert set(table.operators()) == keys
+        assert set(table.names("operator")) == keys | kernels(path, overhead_network())
+        assert len(table.networks()) == report.calibration.networks == CALIBRATION_NETWORKS
+        inside = table.inside()
+        assert keys <= inside.keys()  # nothing that a network runs was timed alone
+        calibration = {str(table.content("network", name)) for name in table.names("network")}
+        assert not calibration & {str(table.content("cover", name)) for name in table.names("cover")}
         assert all(row.latency_ms and row.low_ms and row.low_ms <= row.latency_ms for row in table.rows())
         model = LatencyModel(table)
     assert (report.entries, report.measured, report.reused, report.failed) == (len(keys), len(keys), 0, {})
     assert model.fits(TINY)
     counts = visits(path)
-    assert {count for (role, _), count in counts.items() if role != "reference"} == {2}
+    assert {count for (role, _), count in counts.items() if role == "network"} == {2}
+    assert {count for (role, _), count in counts.items() if role == "cover"} == {COVER_VISITS}
+    assert {name: count for (role, name), count in counts.items() if role == "operator"} == {
+        key: COVER_VISITS * len(networks) for key, networks in inside.items()
+    }
     assert counts["reference", "reference"] >= 4
     json.dumps(report.to_json(), allow_nan=False)
     assert [file.name for file in path.parent.iterdir()] == ["t.lut"]
 
 
 def test_calibration_networks_reach_from_cheap_to_dear() -> None:
-    macs = [TINY.network(arch).macs for arch in calibration_archs(TINY, 20)]
-    assert len(macs) == 20
+    macs = [TINY.network(arch).macs for arch in calibration_archs(TINY, CALIBRATION_NETWORKS)]
+    assert len(macs) == CALIBRATION_NETWORKS
     assert max(macs) > 3 * min(macs)
     assert calibration_archs(TINY, 20) == calibration_archs(TINY, 20)
 
@@ -115,21 +140,38 @@ def test_a_second_call_measures_nothing(profiled: tuple[Path, BuildReport]) -> N
 def test_only_what_is_missing_is_measured(profiled: tuple[Path, BuildReport], tmp_path: Path) -> None:
     path = Path(shutil.copy(profiled[0], tmp_path / "t.lut"))
     before = visits(path)
-    new, known = Op.linear(7, 5), space_ops(TINY)[0]
-    report = measure_missing(quick_profile(), path, [new, known, new], NullProgress())
-    assert (report.measured, report.reused) == (1, 1)
+    known = TINY.network(calibration_archs(TINY, 1)[0])
+    assert measure_missing(quick_profile(), path, known, NullProgress()).measured == 0
+    assert visits(path) == before
+    network = tiny_network(24, 12)
+    keys = kernels(path, network)
+    report = measure_missing(quick_profile(), path, network, NullProgress())
+    assert (report.measured, report.reused, report.failed) == (len(keys), 0, {})
     after = visits(path)
     changed = {entry for entry, count in after.items() if count != before.get(entry)}
-    assert changed == {("operator", new.key), ("reference", "reference")}
+    assert {name for role, name in changed if role == "operator"} == keys
+    assert {role for role, _ in changed} == {"operator", "reference", "cover"}
+    assert len([role for role, _ in changed if role == "cover"]) == 1
+    assert report.calibration.networks == CALIBRATION_NETWORKS  # what is asked about is no calibration network
+    assert measure_missing(quick_profile(), path, network, NullProgress()).measured == 0
+    assert visits(path) == after
 
 
 def test_a_tighter_target_goes_on_with_what_is_not_tight_enough(tmp_path: Path) -> None:
     path = tmp_path / "t.lut"
     build(path, min_passes=2, max_passes=2)
     report = build(path, min_passes=2, max_passes=4, target_error=1e-9)
-    assert report.measured == report.entries
-    assert {count for (role, _), count in visits(path).items() if role == "operator"} == {4}
-    assert build(path, min_passes=2, max_passes=4, target_error=1e-9).measured == 0
+    assert report.measured == 0  # kernels have their visits, whatever the target
+    after = visits(path)
+    assert {count for (role, _), count in after.items() if role == "network"} == {4}
+    assert {count for (role, _), count in after.items() if role == "cover"} == {COVER_VISITS}
+    build(path, min_passes=2, max_passes=4, target_error=1e-9)
+    assert visits(path) == after
+
+
+def test_networks_that_are_not_certain_get_more_visits_in_one_go_too(tmp_path: Path) -> None:
+    build(tmp_path / "t.lut", min_passes=2, max_passes=5, target_error=1e-9)
+    assert {count for (role, _), count in visits(tmp_path / "t.lut").items() if role == "network"} == {5}
 
 
 def test_a_table_of_another_set_up_is_left_alone(profiled: tuple[Path, BuildReport], tmp_path: Path) -> None:
@@ -153,28 +195,40 @@ def test_failures_are_recorded_and_named_and_the_others_survive(tmp_path: Path) 
     path = tmp_path / "t.lut"
     vast = Op.linear(10**6, 10**6)  # 4 TB of weights
     odd = replace(Op.conv((3, 5, 5), 4, kernel=3), output=(4, 9, 9), inputs=((3, 5, 5), (4, 9, 9)), residual=True)
+    builder = NetworkBuilder((3, 5, 5))
+    builder.add(Op.conv((3, 5, 5), 4, kernel=1, padding=2))
+    builder.add(odd, (INPUT, builder.last))
+    for op in (Op.linear(4 * 9 * 9, 10**6), vast):
+        builder.add(op)
+    network, bad = builder.build(), {vast.key, odd.key}
     notes = Notes()
-    report = measure_missing(quick_profile(), path, [vast, odd, Op.linear(8, 4)], notes)
-    assert set(report.failed) == {vast.key, odd.key}
+    report = measure_missing(quick_profile(), path, network, notes)
+    good = kernels(path, network) - bad
+    assert Op.linear(4 * 9 * 9, 10**6).key in good
+    assert set(report.failed) == bad
     assert "memory" in report.failed[vast.key]
-    assert (report.entries, report.measured) == (1, 1)
-    assert sum(note.startswith("failed: ") for note in notes.notes) == 2
+    assert (report.entries, report.measured) == (len(good), len(good))
+    assert sum(note.startswith("failed: ") for note in notes.notes) == 3  # the network as a whole is the third
     with LatencyTable.open(path) as table:
         assert table.failures() == report.failed
-        assert set(table.operators()) == {Op.linear(8, 4).key}
-        assert {row.key for row in table.rows()} == {vast.key, odd.key, Op.linear(8, 4).key}
+        assert set(table.operators()) == good
+        assert {row.key for row in table.rows()} == good | bad
     json.dumps(report.to_json())
     # it is tried again, and nothing else is
-    again = measure_missing(quick_profile(), path, [vast, odd, Op.linear(8, 4)], NullProgress())
-    assert (set(again.failed), again.measured, again.reused) == ({vast.key, odd.key}, 0, 1)
+    again = measure_missing(quick_profile(), path, network, NullProgress())
+    assert (set(again.failed), again.measured, again.reused) == (bad, 0, len(good))
 
 
 def test_a_time_out_is_a_failure_of_its_operator(tmp_path: Path) -> None:
     path = tmp_path / "t.lut"
     slow = Op.conv((256, 224, 224), 256, kernel=7, norm=True)  # 160 GMAC
-    report = measure_missing(quick_profile(timeout_s=2.5), path, [slow, Op.linear(8, 4)], NullProgress())
-    assert "timed out after 2.5 s" in report.failed[slow.key]
-    assert report.entries == 1
+    builder = NetworkBuilder((256, 224, 224))
+    builder.add(slow)
+    builder.add(Op.global_avg_pool(builder.shape()))
+    report = measure_missing(quick_profile(timeout_s=2.0), path, builder.build(), NullProgress())
+    assert list(report.failed) == [slow.key]
+    assert "timed out after 2 s" in report.failed[slow.key]
+    assert report.entries == len(kernels(path, builder.build())) - 1
 
 
 def test_a_network_with_a_failed_operator_does_not_calibrate(tmp_path: Path) -> None:
@@ -241,8 +295,14 @@ def test_kill_9_in_the_middle_loses_nothing_and_the_same_command_goes_on(tmp_pat
     _, errors = rerun.communicate(timeout=120)
     assert rerun.returncode == 0, errors
     after = visits(path)
-    assert set(after) == set(before)
-    assert {after[entry] for entry in after if entry[0] != "reference"} == {4}  # not one too many
+    assert set(after) >= set(before)
+    assert {entry for entry in after if entry[0] != "operator"} == {entry for entry in before if entry[0] != "operator"}
+    assert {after[entry] for entry in after if entry[0] == "network"} == {4}  # not one too many
+    assert {after[entry] for entry in after if entry[0] == "cover"} == {COVER_VISITS}
+    with LatencyTable.open(path) as table:
+        assert {name: after["operator", name] for name in table.names("operator")} == {
+            key: COVER_VISITS * len(networks) for key, networks in table.inside().items()
+        }
     assert all(after[entry] >= count for entry, count in before.items())
 
 

@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from quick import as_nobody, quick_profile
@@ -97,6 +98,38 @@ def test_the_same_measurement_counts_once(made: Made, tmp_path: Path) -> None:
     assert (report.visits, report.same, report.added) == (1, 53, 0)
     with LatencyTable.open(tmp_path / "c.lut") as table:
         assert [len(visit) for visit in table.visits("operator", CONV.key)] == [2, 2, 2, 1]
+
+
+def test_kernels_stay_with_the_visit_of_the_network_they_were_timed_in(made: Made, tmp_path: Path) -> None:
+    """Ids of visits change in a merge; a copy's own visits are found again."""
+
+    def add(path: Path, factor: float, numbers: range) -> Path:
+        with LatencyTable.open(path, writable=True) as table:
+            table.add_entry("cover", "a net", NETWORK)
+            for number in numbers:
+                times = {CONV.key: np.array([2.0 * factor]), WIDE.key: np.array([(4.0 + number) * factor])}
+                table.add_kernels(1, "a net", number, [7.0 * factor], times)
+        return path
+
+    first = add(made("a.lut", {LINEAR.key: 3.0}), 1.0, range(2))
+    copy = add(Path(shutil.copy(first, tmp_path / "copy.lut")), 1.0, range(2, 3))
+    second = add(made("b.lut", {}, factor=2.0), 2.0, range(5))
+    for number, (other, visits, same) in enumerate(((copy, 3, 59), (second, 50 + 15, 0))):
+        out = tmp_path / f"{number}.lut"
+        report = merge_tables(first, other, out)
+        assert (report.visits, report.same) == (visits, same)
+        with LatencyTable.open(out) as table:
+            assert table.inside() == {CONV.key: {"a net"}, WIDE.key: {"a net"}}
+            assert table.visits("operator", CONV.key) == []  # none of them was timed alone
+            assert table.operators()[CONV.key].latency_ms == pytest.approx(2.0)
+        with closing(sqlite3.connect(out)) as connection:
+            pairs = connection.execute(
+                """SELECT kernel.session, kernel.pass, whole.session, whole.pass, role FROM visits AS kernel
+                   LEFT JOIN visits AS whole ON kernel.place = whole.id LEFT JOIN entries ON whole.entry = entries.id
+                   WHERE kernel.place IS NOT NULL"""
+            ).fetchall()
+        assert len(pairs) == {0: 6, 1: 14}[number]
+        assert all(pair[:2] == pair[2:4] and pair[4] == "cover" for pair in pairs)
 
 
 def test_a_failure_stays_where_nothing_was_measured(made: Made, tmp_path: Path) -> None:
@@ -200,6 +233,7 @@ def check_frame(frame: pd.DataFrame) -> None:
     assert pd.isna(rows.loc[WIDE.key, "latency_ms"])
     assert rows.loc[WIDE.key, "failure"] == "hung"
     assert pd.isna(rows.loc[CONV.key, "failure"])
+    assert not rows["imported"].any()
 
 
 def test_every_format_says_the_same(table_path: Path, tmp_path: Path) -> None:

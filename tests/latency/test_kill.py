@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hwnas.latency.build import COVER_VISITS
 from hwnas.latency.table import LatencyTable
 
 PROFILE = """
@@ -25,11 +27,18 @@ from hwnas.latency.build import build_table
 from hwnas.latency.table import LatencyTable
 from hwnas.progress import NullProgress
 
-store = LatencyTable.add_visit
+store, store_kernels = LatencyTable.add_visit, LatencyTable.add_kernels
+def say(*values, samples_ms):
+    print(*values, *(float(sample).hex() for sample in samples_ms), sep="|", flush=True)
 def store_and_say(table, session, role, name, number, repeats, samples_ms):
     store(table, session, role, name, number, repeats, samples_ms)
-    print(session, role, name, number, repeats, *map(float.hex, samples_ms), sep="|", flush=True)
-LatencyTable.add_visit = store_and_say
+    say(session, role, name, number, repeats, samples_ms=samples_ms)
+def store_kernels_and_say(table, session, name, number, totals_ms, kernels):
+    store_kernels(table, session, name, number, totals_ms, kernels)
+    say(session, "cover", name, number, 1, samples_ms=totals_ms)
+    for key, samples_ms in kernels.items():
+        say(session, "operator", key, number, 1, samples_ms=samples_ms)
+LatencyTable.add_visit, LatencyTable.add_kernels = store_and_say, store_kernels_and_say
 
 passes = int(sys.argv[2])
 models = {"small": tiny_network(), "wide": tiny_network(24), "large": tiny_network(8, 24)}
@@ -58,7 +67,7 @@ def start(path: Path, passes: int = PASSES) -> subprocess.Popen[str]:
 
 def stored(path: Path) -> Stored:
     """Every visit of the table as it lies in the file, by id."""
-    query = """SELECT visits.id, session, role, name, pass, at, repeats, samples_ms
+    query = """SELECT visits.id, session, role, name, pass, repeats, samples_ms, at, place
                FROM visits JOIN entries ON entry = entries.id"""
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         return {row[0]: row[1:] for row in connection.execute(query)}
@@ -71,10 +80,24 @@ def finished(output: str) -> list[str]:
 
 def as_said(rows: Stored) -> set[str]:
     lines = set()
-    for session, role, name, number, _, repeats, blob in rows.values():
+    for session, role, name, number, repeats, blob, *_ in rows.values():
         assert isinstance(blob, bytes)
         lines.add("|".join(map(str, (session, role, name, number, repeats, *map(float.hex, np.frombuffer(blob))))))
     return lines
+
+
+def check_kernels(rows: Stored) -> None:
+    """A visit of a network inside which kernels are timed has all of them, or is not there."""
+    covers = {key: row[2] for key, row in rows.items() if row[1] == "cover"}
+    kernels: dict[int, set[object]] = {key: set() for key in covers}
+    for _, role, name, *_, place in rows.values():
+        if role == "operator":
+            assert place in kernels
+            kernels[place].add(name)
+    of_network: dict[object, set[object]] = {}
+    for key, name in covers.items():
+        assert kernels[key]
+        assert of_network.setdefault(name, kernels[key]) == kernels[key]
 
 
 def kill_again_and_again(path: Path, seed: int) -> int:
@@ -104,6 +127,7 @@ def kill_again_and_again(path: Path, seed: int) -> int:
         after = stored(path)
         assert {key: after.get(key) for key in before} == before  # byte for byte
         assert as_said(after) >= set(finished(said))
+        check_kernels(after)
         in_the_middle += len(after) > len(before)
         before = after
     done = start(path)
@@ -111,12 +135,17 @@ def kill_again_and_again(path: Path, seed: int) -> int:
     assert done.returncode == 0, errors
     after = stored(path)
     assert {key: after.get(key) for key in before} == before
-    visits: dict[tuple[object, object], int] = {}
-    for _, role, name, *_ in after.values():
-        visits[role, name] = visits.get((role, name), 0) + 1
-    reference = visits.pop(("reference", "reference"))
-    assert reference >= PASSES
-    assert set(visits.values()) == {PASSES}  # every entry is complete, and none was measured twice for a kill
+    check_kernels(after)
+    visits = Counter((role, name) for _, role, name, *_ in after.values())
+    assert visits.pop(("reference", "reference")) >= PASSES
+    # every entry is complete, and none was measured twice for a kill
+    assert {count for (role, _), count in visits.items() if role == "network"} == {PASSES}
+    assert {count for (role, _), count in visits.items() if role == "cover"} == {COVER_VISITS}
+    with LatencyTable.open(path) as table:
+        inside = table.inside()
+    assert {name: count for (role, name), count in visits.items() if role == "operator"} == {
+        key: COVER_VISITS * len(networks) for key, networks in inside.items()
+    }
     assert len(before) < len(after)  # there was something left to do
     return in_the_middle
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from quick import quick_profile, tiny_network
+from quick import kernels_of, quick_profile, tiny_network
 
 from hwnas.errors import HwnasError
 from hwnas.latency.build import calibration_archs
-from hwnas.latency.model import LatencyModel, profile_command, space_ops
+from hwnas.latency.lowering import lowering
+from hwnas.latency.model import LatencyModel, profile_command
 from hwnas.latency.table import LatencyTable
 from hwnas.network import Network
 from hwnas.ops import Op
@@ -35,11 +36,17 @@ def make_model(tmp_path: Path) -> MakeModel:
     """A model of a table that holds `ops` and networks of `space`, on a device of which everything is known."""
 
     def make(
-        ops: list[Op], networks: list[Network], *, name: str = "t.lut", batch_size: int = 1, profile_name: str = "cpu"
+        ops: list[Op],
+        networks: list[Network],
+        *,
+        name: str = "t.lut",
+        batch_size: int = 1,
+        profile_name: str = "cpu",
+        block: int = 0,
     ) -> LatencyModel:
         rng = np.random.default_rng(0)
         profile = quick_profile().model_copy(update={"batch_size": batch_size, "name": profile_name})
-        with LatencyTable.create(tmp_path / name, profile, DESCRIBE) as table:
+        with LatencyTable.create(tmp_path / name, profile, {**DESCRIBE, "channel_block": block}) as table:
             table._db.execute("BEGIN")  # all at once: the test has no use for durable rows
             session = table.start_session({})
             for op in ops:
@@ -47,9 +54,9 @@ def make_model(tmp_path: Path) -> MakeModel:
                 for visit in range(3):
                     table.add_visit(session, "operator", op.key, visit, 1, [true_ms(op)] * 2)
             for index, network in enumerate(networks):
-                keys = [op.key for op in network.ops]
-                table.add_entry("network", str(index), {"input_shape": network.input_shape, "ops": keys})
-                whole = (0.9 * sum(map(true_ms, network.ops)) + 0.3) * (1 + 0.01 * rng.standard_normal())
+                table.add_entry("network", str(index), network.to_json())
+                kernels = lowering(table.header)(network)
+                whole = (0.9 * sum(map(true_ms, kernels)) + 0.3) * (1 + 0.01 * rng.standard_normal())
                 table.add_visit(session, "network", str(index), 0, 1, [whole])
             table._db.execute("COMMIT")
             return LatencyModel(table)
@@ -63,7 +70,7 @@ def calibration_nets(space: Space, count: int = 12) -> list[Network]:
 
 @pytest.fixture
 def model(make_model: MakeModel) -> LatencyModel:
-    return make_model(space_ops(TINY), calibration_nets(TINY))
+    return make_model(kernels_of(TINY), calibration_nets(TINY))
 
 
 def test_a_prediction_is_the_calibrated_sum_of_its_operators(model: LatencyModel) -> None:
@@ -95,9 +102,10 @@ def test_twice_the_operators_cost_twice_as_much(model: LatencyModel) -> None:
     assert two - offset == pytest.approx(2 * (one - offset))
 
 
+@pytest.mark.parametrize("block", [0, 8, 16])
 @pytest.mark.parametrize("space", [TINY, get_space("proxyless-tiny", image_size=32, num_classes=100)], ids=["28", "32"])
-def test_prices_of_a_space_are_predictions_of_its_networks(make_model: MakeModel, space: Space) -> None:
-    model = make_model(space_ops(space), calibration_nets(space))
+def test_prices_of_a_space_are_predictions_of_its_networks(make_model: MakeModel, space: Space, block: int) -> None:
+    model = make_model(kernels_of(space, block), calibration_nets(space), block=block)
     cost = model.cost(space)
     rng = np.random.default_rng(2)
     archs = [space.sample(rng) for _ in range(60)]
@@ -117,7 +125,7 @@ def test_missing_operators_are_named_and_never_zero(make_model: MakeModel) -> No
     network = TINY.network(TINY.sample(np.random.default_rng(0)))
     lost = network.ops[-1].deployed()
     assert lost.kind == "linear"
-    model = make_model([op for op in space_ops(TINY) if op != lost], [])
+    model = make_model([op for op in kernels_of(TINY) if op != lost], [])
     found = model.predict(network)
     assert (found.latency_ms, found.low_ms, found.high_ms) == (None, None, None)
     assert found.missing == (lost.key,)
@@ -131,8 +139,8 @@ def test_a_shape_that_was_not_measured_is_read_off_its_neighbours(make_model: Ma
     network = TINY.network(TINY.sample(np.random.default_rng(0)))
     lost = network.ops[3].deployed()
     count = sum(op.deployed() == lost for op in network.ops)
-    whole = make_model(space_ops(TINY), calibration_nets(TINY))
-    model = make_model([op for op in space_ops(TINY) if op != lost], calibration_nets(TINY), name="lost.lut")
+    whole = make_model(kernels_of(TINY), calibration_nets(TINY))
+    model = make_model([op for op in kernels_of(TINY) if op != lost], calibration_nets(TINY), name="lost.lut")
     before, found = whole.predict(network), model.predict(network)
     assert before.latency_ms is not None
     assert found.latency_ms is not None
@@ -176,7 +184,7 @@ def test_a_failed_operator_is_missing_and_says_why(model: LatencyModel) -> None:
 
 
 def test_a_table_without_networks_says_so(make_model: MakeModel) -> None:
-    model = make_model(space_ops(TINY), [])
+    model = make_model(kernels_of(TINY), [])
     found = model.predict(TINY.network(TINY.sample(np.random.default_rng(0))))
     assert not found.calibrated
     assert found.latency_ms is not None
@@ -187,10 +195,10 @@ def test_a_table_without_networks_says_so(make_model: MakeModel) -> None:
 
 def test_networks_of_another_image_size_calibrate_where_there_are_no_others(make_model: MakeModel) -> None:
     other = get_space("proxyless-tiny", image_size=32)
-    model = make_model([*space_ops(TINY), *space_ops(other)], calibration_nets(TINY))
+    model = make_model([*kernels_of(TINY), *kernels_of(other)], calibration_nets(TINY))
     assert model.calibration(other.input_shape) is model.pooled
     assert model.calibration(TINY.input_shape).networks == 12
-    few = make_model([*space_ops(TINY), *space_ops(other)], [*calibration_nets(TINY), *calibration_nets(other, 3)],
+    few = make_model([*kernels_of(TINY), *kernels_of(other)], [*calibration_nets(TINY), *calibration_nets(other, 3)],
                      name="few.lut")  # fmt: skip
     assert few.calibration(other.input_shape).networks == 15
 
@@ -235,7 +243,7 @@ def test_the_error_of_a_space_that_is_not_covered_holds_a_command_that_works(
     make_model: MakeModel, space: Space, options: dict[str, object]
 ) -> None:
     model = make_model([Op.linear(3, 4), *tiny_network().ops], [], **options)
-    with pytest.raises(HwnasError, match=rf"lacks {len(space_ops(space))} operators of proxyless-tiny") as caught:
+    with pytest.raises(HwnasError, match=rf"lacks {len(kernels_of(space))} operators of proxyless-tiny") as caught:
         model.cost(space)
     assert len(str(caught.value).splitlines()) == 1
     command = profile_command(space, model)

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -427,23 +427,83 @@ def test_hostile_content_is_refused_in_one_line(path: Path, statement: str) -> N
 
 def as_format_1(path: Path) -> Path:
     """The file as hwnas wrote it before format 2."""
-    sql(path, "DROP TABLE imported", "PRAGMA user_version = 1")
+    sql(path, "DROP TABLE imported", "ALTER TABLE visits DROP COLUMN place", "PRAGMA user_version = 1")
     return path
 
 
-def test_a_table_of_format_1_is_read_and_added_to(path: Path) -> None:
+def as_format_2(path: Path) -> Path:
+    """The file as hwnas wrote it before format 3."""
+    sql(path, "ALTER TABLE visits DROP COLUMN place", "PRAGMA user_version = 2")
+    return path
+
+
+@pytest.mark.parametrize("older", [as_format_1, as_format_2])
+def test_a_table_of_an_older_format_is_read_and_added_to(path: Path, older: Callable[[Path], Path]) -> None:
     with LatencyTable.open(path) as table:
         now = table.operators(), table.fingerprint, table.names("operator"), table.rows()
-    as_format_1(path)
+    before = older(path).read_bytes()
     with LatencyTable.open(path) as table:
+        assert table.inside() == {}
         assert (table.operators(), table.fingerprint, table.names("operator"), table.rows()) == now
         assert table.blocks() == {}
+    assert path.read_bytes() == before
     with LatencyTable.open_or_create(path, PROFILE, DESCRIBE) as table:
+        assert table.operators() == now[0]
         key = Op.linear(8, 5).key
         table.add_entry("operator", key, {})
         table.add_visit(1, "operator", key, 0, 1, [3.0])
         assert key in table.operators()
+        table.add_entry("cover", "a net", NETWORK)
+        table.add_kernels(1, "a net", 0, [5.0], {KEYS[1]: np.array([4.0])})
+        assert table.inside() == {KEYS[1]: {"a net"}}
     read_everything(path)
+
+
+# -- kernels inside networks -----------------------------------------------------------------------------------------
+
+
+def test_kernels_are_stored_with_their_network_all_or_none(path: Path) -> None:
+    kernels = {KEYS[0]: np.array([1.0, 1.2]), Op.linear(16, 4).key: np.array([2.0, 2.0])}
+    with LatencyTable.open(path, writable=True) as table:
+        table.add_entry("cover", "a net", NETWORK)
+        table.add_kernels(1, "a net", 0, [3.0, 3.2], kernels)
+        assert table.inside() == {key: {"a net"} for key in kernels}
+        assert len(table.visits("cover", "a net")) == 1
+        assert len(table.visits("operator", KEYS[0])) == 3  # those that were timed alone
+        before = table.fingerprint, table.names("operator"), table.operators()
+        with pytest.raises(ValueError):
+            table.add_kernels(1, "a net", 1, [3.0], {Op.linear(9, 9).key: np.array([1.0]), KEYS[0]: ["no number"]})
+        with pytest.raises(KeyError, match="nowhere"):
+            table.add_kernels(1, "no such net", 1, [3.0], kernels)
+        assert (table.fingerprint, table.names("operator"), table.operators()) == before
+        table.add_kernels(1, "a net", 1, [3.0], kernels)  # and it goes on
+        assert len(table.visits("cover", "a net")) == 2
+
+
+HOSTILE_PLACES = (
+    "'text'",
+    "-1",
+    "1e300",
+    "x'00'",
+    "id",
+    "999999",
+    "9223372036854775807",
+    "(SELECT min(id) FROM visits)",
+)
+
+
+@pytest.mark.parametrize("place", HOSTILE_PLACES)
+def test_a_hostile_place_is_refused_or_harmless(path: Path, place: str) -> None:
+    with LatencyTable.open(path, writable=True) as table:
+        table.add_entry("cover", "a net", NETWORK)
+        table.add_kernels(1, "a net", 0, [3.0], {KEYS[1]: np.array([2.0])})
+    sql(path, f"UPDATE visits SET place = {place} WHERE place IS NOT NULL")
+    with suppress(HwnasError):  # refused is as well
+        read_everything(path)
+        with LatencyTable.open(path) as table:
+            assert table.operators()[KEYS[0]].latency_ms == 2
+            assert all(found.latency_ms > 0 for found in table.operators().values())
+            table.inside()
 
 
 IMPORTED_HEADER = {

@@ -38,6 +38,7 @@ OPS = [
     Op.affine(IMAGE, act="relu"),
     Op.affine((12,)),
     *[Op.activation(IMAGE, act) for act in ACTIVATIONS if act],
+    *[Op.conversion(IMAGE, blocked=blocked) for blocked in (True, False)],
 ]
 
 
