@@ -220,7 +220,8 @@ def _price(terminal: Terminal, space: Space, lut: Path | None, device: str | Non
         return _Priced(space, costs, None, None, {})
     with LatencyTable.open(path) as table:
         model = LatencyModel(table)
-        made = {key: model.header[key] for key in ("created", "device", "batch_size", "threads", "precision")}
+        kept = ("created", "device", "runtime", "batch_size", "threads", "precision")
+        made = {key: model.header[key] for key in kept}
         notes = {"table": {"lut": str(path.absolute()), "fingerprint": table.fingerprint, **made}}
     cost, counts = model.cost(space), model.priced(space)
     notes["table"] |= {"imported": model.imported, "calibrated": model.calibrated, "operators": counts}

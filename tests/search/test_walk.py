@@ -1,0 +1,182 @@
+"""Prices that depend on what stands before a slot: walks, and what is drawn under them."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import stats
+
+from hwnas.costs import Cost, Prices
+from hwnas.errors import ClaimError
+from hwnas.search.feasible import FeasibleSampler
+
+MONEY = st.floats(-2, 8, allow_nan=False, width=32)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What a walk is made from: `table` and `after` are [slots, states, choices], `tail` is [states]."""
+
+    fixed: float
+    table: np.ndarray
+    after: np.ndarray
+    tail: np.ndarray
+
+    def prices(self) -> Prices:
+        return Prices.of_walk(self.fixed, self.table, self.after, self.tail)
+
+    def every(self) -> np.ndarray:
+        """Genes [n, slots] of all architectures."""
+        exists = np.isfinite(self.table).any(axis=1)
+        return np.array(list(itertools.product(*map(np.flatnonzero, exists))))
+
+    def total(self, genes: np.ndarray) -> float:
+        """By hand, from the table as it was given."""
+        total, state = self.fixed, 0
+        for slot, gene in enumerate(genes):
+            total += self.table[slot, state, gene]
+            state = self.after[slot, state, gene]
+        return total + self.tail[state]
+
+    def totals(self) -> np.ndarray:
+        return np.array([self.total(genes) for genes in self.every()])
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> Chain:
+    """Up to 4 slots, 3 states and 3 choices. States that nothing leads to have no prices, some slots fewer choices."""
+    slots, states, choices = draw(st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)))
+    shape = (slots, states, choices)
+    table = draw(hnp.arrays(np.float64, shape, elements=MONEY))
+    after = draw(hnp.arrays(np.intp, shape, elements=st.integers(0, states - 1)))
+    tail = draw(hnp.arrays(np.float64, states, elements=MONEY))
+    for slot in range(slots):
+        table[slot, :, draw(st.integers(1, choices)) :] = np.inf
+    reached = {0}
+    for slot in range(slots):
+        absent = [state for state in range(states) if state not in reached]
+        known = np.isfinite(table[slot, 0])
+        reached = {int(end) for state in reached for end in after[slot, state][known]}
+        table[slot, absent] = np.inf
+        after[slot, absent] = 0
+    tail[[state for state in range(states) if state not in reached]] = np.inf
+    return Chain(draw(MONEY), table, after, tail)
+
+
+@settings(max_examples=150, deadline=None)
+@given(chain=chains(), factor=st.floats(0.1, 10))
+def test_totals_and_extremes_are_those_of_the_table(chain: Chain, factor: float) -> None:
+    prices, every, totals = chain.prices(), chain.every(), chain.totals()
+    np.testing.assert_allclose(prices.total(every), totals, atol=1e-9)
+    assert prices.total_of(prices.cheapest()) == pytest.approx(totals.min(), abs=1e-9)
+    assert prices.total_of(prices.dearest()) == pytest.approx(totals.max(), abs=1e-9)
+    scaled = prices.scaled(factor)
+    np.testing.assert_allclose(scaled.total(every), factor * totals, atol=1e-8)
+    assert scaled.total_of(scaled.cheapest()) == pytest.approx(factor * totals.min(), abs=1e-8)
+
+
+@settings(max_examples=150, deadline=None)
+@given(chain=chains())
+def test_a_walk_only_adds_and_its_bound_holds(chain: Chain) -> None:
+    """What the sampler relies on: without the walk an architecture is never dearer, and at most `most` cheaper."""
+    prices, every = chain.prices(), chain.every()
+    without, totals = Prices(prices.fixed, prices.choices).total(every), prices.total(every)
+    most = prices.walk.most if prices.walk is not None else 0.0
+    assert (without <= totals + 1e-9).all()
+    assert (totals <= without + most + 1e-9).all()
+
+
+def test_prices_that_are_the_same_in_every_state_have_no_walk() -> None:
+    row = np.array([1.0, 2.0])
+    table = np.stack([np.stack([row, row])] * 3)
+    after = np.ones(table.shape, np.intp)
+    assert Prices.of_walk(0.5, table, after, np.array([3.0, 3.0])) == Prices(3.5, pytest.approx(table[:, 0]), None)
+
+
+def test_a_total_is_the_same_however_many_are_priced_with_it() -> None:
+    chain = _chain(3, slots=12, states=3, choices=4)
+    prices = chain.prices()
+    genes = np.random.default_rng(0).integers(4, size=(20_000, 12))
+    totals = prices.total(genes)
+    assert all(prices.total_of(tuple(genes[row])) == totals[row] for row in range(0, 20_000, 499))
+
+
+# -- drawing ----------------------------------------------------------------------------------------------------------
+
+
+def _chain(seed: int, slots: int = 5, states: int = 2, choices: int = 3) -> Chain:
+    rng = np.random.default_rng(seed)
+    table = rng.uniform(0.5, 3.0, (slots, states, choices))
+    table[2, :, -1] = np.inf  # a slot with fewer choices
+    return Chain(1.0, table, rng.integers(states, size=table.shape), rng.uniform(0, 1, states))
+
+
+CHAIN = _chain(0)
+LATENCY = Cost("latency", CHAIN.prices(), CHAIN.prices().scaled(1.1))
+OTHER = Cost("macs", *[Prices(0.0, _chain(1).table[:, 0])] * 2)
+EVERY = CHAIN.every()
+UPPER = 1.1 * CHAIN.totals()
+
+
+def _limit(share: float) -> float:
+    """What this share of all architectures meets."""
+    return float(np.quantile(UPPER, share))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("min_use", [0.0, 0.9])
+def test_draws_are_uniform_over_exactly_what_is_feasible(share: float, min_use: float) -> None:
+    limit = _limit(share)
+    wanted = (limit >= UPPER) & (min_use * limit <= UPPER)
+    feasible = {tuple(row): index for index, row in enumerate(EVERY[wanted].tolist())}
+    assert len(feasible) >= 2
+    sampler = FeasibleSampler([LATENCY], [limit], min_use=min_use)
+    drawn = sampler.sample(100 * len(feasible), np.random.default_rng(5))
+    seen = np.bincount([feasible[tuple(row)] for row in drawn.tolist()], minlength=len(feasible))
+    assert stats.chisquare(seen).pvalue > 0.001
+    assert sampler.drawn_count == pytest.approx(len(feasible), rel=0.2)
+    assert sampler.count == pytest.approx((limit >= UPPER).sum(), rel=0.2)
+    repaired = sampler.repair(EVERY, np.random.default_rng(6))
+    assert {tuple(row) for row in repaired.tolist()} <= set(feasible)
+    np.testing.assert_array_equal(repaired[wanted], EVERY[wanted])
+
+
+def test_two_budgets_of_which_one_walks() -> None:
+    limits = [_limit(0.6), float(np.quantile(OTHER.upper.total(EVERY), 0.6))]
+    wanted = (limits[0] >= UPPER) & (OTHER.upper.total(EVERY) <= limits[1])
+    sampler = FeasibleSampler([LATENCY, OTHER], limits)
+    drawn = sampler.sample(60 * int(wanted.sum()), np.random.default_rng(5))
+    assert {tuple(row) for row in drawn.tolist()} == {tuple(row) for row in EVERY[wanted].tolist()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(chain=chains(), share=st.floats(0, 1), use=st.sampled_from([0.0, 0.8]))
+def test_nothing_feasible_is_lost(chain: Chain, share: float, use: float) -> None:
+    """Of any chain: all that is drawn and repaired is feasible, and all that is feasible is drawn."""
+    totals = chain.totals()
+    limit = float(np.quantile(totals, share)) + 1e-9
+    cost = Cost("latency", chain.prices(), chain.prices())
+    sampler = FeasibleSampler([cost], [limit], min_use=use)
+    wanted = (totals <= limit) & (totals >= sampler.floor)
+    assert wanted.any()
+    drawn = sampler.sample(40 * int(wanted.sum()), np.random.default_rng(0))
+    assert {tuple(row) for row in drawn.tolist()} == {tuple(row) for row in chain.every()[wanted].tolist()}
+    repaired = sampler.repair(chain.every(), np.random.default_rng(1))
+    assert {tuple(row) for row in repaired.tolist()} <= {tuple(row) for row in drawn.tolist()}
+
+
+def test_what_only_the_walk_makes_impossible_is_refused_with_the_true_cheapest() -> None:
+    """Each state is cheap somewhere, none everywhere: the least prices add up to 0, every architecture costs 2."""
+    table = np.array([[[0.0, 0.0], [9.0, 9.0]], [[0.0, 2.0], [2.0, 0.0]], [[2.0, 2.0], [0.0, 0.0]]])
+    after = np.array([[[1, 0], [0, 0]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]])
+    prices = Chain(0.0, table, after, np.zeros(2)).prices()
+    with pytest.raises(ClaimError, match=r"meets latency <= 1\.5 ms: the cheapest predicted is 2 ms$"):
+        FeasibleSampler([Cost("latency", prices, prices)], [1.5])
+    drawn = FeasibleSampler([Cost("latency", prices, prices)], [2.0]).sample(100, np.random.default_rng(0))
+    assert {tuple(genes[:2]) for genes in drawn.tolist()} == {(0, 1), (1, 0)}
