@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,20 +53,24 @@ def merge_tables(first: Path, second: Path, out: Path) -> MergeReport:
             table.rows()
             table.networks()
             table.reference()
-        draft = out.with_name(f".{out.name}.{os.getpid()}")
+        drafts = [out.with_name(f".{out.name}.{os.getpid()}{end}") for end in ("", "-second")]
         try:
-            with _read(first) as source, _read(second) as extra, closing(sqlite3.connect(draft)) as target:
-                source.backup(target)
+            for path, draft in zip((first, second), drafts, strict=True):
+                _copy(path, draft)
+            with closing(sqlite3.connect(drafts[0])) as target, closing(sqlite3.connect(drafts[1])) as extra:
                 with target:
                     added, visits, same = _add(target, extra)
                 counts = [target.execute(query).fetchone()[0] for query in (_ENTRIES, f"{_ENTRIES} {_OPERATORS}")]
-            draft.rename(out)
+            drafts[0].rename(out)
+        except KeyError:  # a visit of no entry, of no session or inside no visit
+            raise HwnasError(trust.damaged(second)) from None
         except (OSError, sqlite3.OperationalError) as error:
             raise HwnasError(f"cannot write {out} ({error}): free space or give another --out") from None
         finally:
-            for end in ("", "-journal", "-wal", "-shm"):
-                with suppress(OSError):
-                    draft.with_name(draft.name + end).unlink(missing_ok=True)
+            for draft in drafts:
+                for end in ("", "-journal", "-wal", "-shm"):
+                    with suppress(OSError):
+                        draft.with_name(draft.name + end).unlink(missing_ok=True)
     return MergeReport(str(out), counts[0], counts[1], added, visits, same)
 
 
@@ -92,28 +95,32 @@ def _check_alike(one: LatencyTable, other: LatencyTable) -> None:
             raise HwnasError(f"{one.path} and {other.path} have different reference networks: profile one of them anew")
 
 
-@contextmanager
-def _read(path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)) as connection:
-        trust.harden(connection)
-        yield connection
+def _copy(path: Path, draft: Path) -> None:
+    """A copy of a table of whatever format, brought to the newest."""
+    source = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
+    with closing(source), closing(sqlite3.connect(draft)) as target:
+        trust.harden(source)
+        source.backup(target)
+    LatencyTable.open(draft, writable=True).close()
 
 
 def _add(target: sqlite3.Connection, extra: sqlite3.Connection) -> tuple[int, int, int]:
     """Adds entries, sessions and visits of `extra`; returns (new entries, visits added, visits that were there)."""
     entries, added = _add_entries(target, extra)
     sessions = _add_sessions(target, extra)
-    query = "SELECT entry, session, pass, at, repeats, samples_ms FROM visits"
-    known = set(target.execute(query))
+    columns = "entry, session, pass, at, repeats, samples_ms, place"
+    known = {tuple(row): number for number, *row in target.execute(f"SELECT id, {columns} FROM visits")}
+    places: dict[Any, int | None] = {None: None}
     visits = same = 0
-    for entry, session, *rest in extra.execute(f"{query} ORDER BY id"):
-        row = (entries[entry], sessions[session], *rest)
+    for old, entry, session, *rest, place in extra.execute(f"SELECT id, {columns} FROM visits ORDER BY id"):
+        # an operator that was timed inside a network comes after that network's visit
+        row = (entries[entry], sessions[session], *rest, places[place])
         if row in known:
+            places[old] = known[row]
             same += 1
             continue
-        target.execute(
-            "INSERT INTO visits (entry, session, pass, at, repeats, samples_ms) VALUES (?, ?, ?, ?, ?, ?)", row
-        )
+        cursor = target.execute(f"INSERT INTO visits ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        places[old] = int(cursor.lastrowid or 0)
         visits += 1
     return added, visits, same
 

@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from quick import as_nobody, quick_profile
@@ -97,6 +98,52 @@ def test_the_same_measurement_counts_once(made: Made, tmp_path: Path) -> None:
     assert (report.visits, report.same, report.added) == (1, 53, 0)
     with LatencyTable.open(tmp_path / "c.lut") as table:
         assert [len(visit) for visit in table.visits("operator", CONV.key)] == [2, 2, 2, 1]
+
+
+def test_what_was_timed_inside_networks_stays_inside_them(made: Made, tmp_path: Path) -> None:
+    """Both tables have visits of the same numbers: the second one's are renumbered, and so are places."""
+    paths = []
+    for name, key in (("a.lut", CONV.key), ("b.lut", WIDE.key)):
+        path = made(name, {})
+        with LatencyTable.open(path, writable=True) as table:
+            table.add_entry("cover", f"cover of {name}", NETWORK)
+            for number in range(4):
+                table.add_kernels(
+                    1, f"cover of {name}", number, [3.0], {key: np.array([2.0 if key == CONV.key else 5.0])}
+                )
+        paths.append(path)
+    report = merge_tables(*paths, tmp_path / "c.lut")
+    assert (report.added, report.visits) == (2, 25 + 25 + 8)
+    with LatencyTable.open(tmp_path / "c.lut") as table:
+        assert table.inside() == {CONV.key: {"cover of a.lut"}, WIDE.key: {"cover of b.lut"}}
+        found = {key: estimate.latency_ms for key, estimate in table.operators().items()}
+        assert found == pytest.approx({CONV.key: 2.0, WIDE.key: 5.0})
+    merge_tables(tmp_path / "c.lut", paths[1], tmp_path / "d.lut")
+    with LatencyTable.open(tmp_path / "c.lut") as table, LatencyTable.open(tmp_path / "d.lut") as same:
+        assert same.rows() == table.rows()
+
+
+def test_tables_of_older_formats_are_merged(made: Made, tmp_path: Path) -> None:
+    first, second = made("a.lut", {CONV.key: 2.0}), made("b.lut", {LINEAR.key: 3.0})
+    with closing(sqlite3.connect(first)) as connection:
+        for statement in ("DROP TABLE imported", "ALTER TABLE visits DROP COLUMN place", "PRAGMA user_version = 1"):
+            connection.execute(statement)
+        connection.commit()
+    before = first.read_bytes()
+    for number, order in enumerate(((first, second), (second, first))):
+        merge_tables(*order, tmp_path / f"{number}.lut")
+        with LatencyTable.open(tmp_path / f"{number}.lut") as table:
+            assert {key: found.latency_ms for key, found in table.operators().items()} == {
+                CONV.key: 2.0,
+                LINEAR.key: 3.0,
+            }
+    assert first.read_bytes() == before
+
+
+def test_an_imported_table_is_not_merged(made: Made, tmp_path: Path) -> None:
+    path = made("a.lut", {CONV.key: 2.0}, imported={"source": "a paper"})
+    with pytest.raises(HwnasError, match="only measured tables"):
+        merge_tables(path, path, tmp_path / "c.lut")
 
 
 def test_a_failure_stays_where_nothing_was_measured(made: Made, tmp_path: Path) -> None:

@@ -427,7 +427,7 @@ def test_hostile_content_is_refused_in_one_line(path: Path, statement: str) -> N
 
 def as_format_1(path: Path) -> Path:
     """The file as hwnas wrote it before format 2."""
-    sql(path, "DROP TABLE imported", "PRAGMA user_version = 1")
+    sql(path, "DROP TABLE imported", "ALTER TABLE visits DROP COLUMN place", "PRAGMA user_version = 1")
     return path
 
 
