@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 DEVICE = "cpu"
 
+SPACES = ("proxyless", "fbnet", "spos-shufflenet")
+"""The search spaces that help texts name, here so that help need not import them."""
+
+SPACE_NAMES = f"{', '.join(SPACES[:-1])} or {SPACES[-1]}; each has a NAME-tiny for images up to 64 pixels"
+
 
 def device_options(function: Function) -> Function:
     """The options that say on what, and how, is measured."""

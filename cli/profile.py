@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .choices import device_options, device_profile, table_path
+from .choices import SPACE_NAMES, device_options, device_profile, table_path
 from .options import Command, common, file_path, fraction, option
 from .terminal import Terminal, count
 
@@ -21,7 +21,7 @@ SPACES = ("proxyless", "proxyless-tiny")
 
 @click.command("profile", cls=Command)
 @device_options
-@option("--space", multiple=True, metavar="SPACE", help="Cover this search space; may be repeated.")
+@option("--space", multiple=True, metavar="SPACE", help=f"Cover this space; may be repeated: {SPACE_NAMES}.")
 @option("--model", multiple=True, metavar="MODEL", help="Cover FILE.onnx, zoo:NAME, torchvision:NAME; may be repeated.")
 @option("--image-size", type=click.IntRange(1), help="Pixels of the spaces' images  [default: each space's own]")
 @option("--num-classes", type=click.IntRange(1), help="Classes of the spaces  [default: each space's own]")

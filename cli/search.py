@@ -15,7 +15,7 @@ import click
 
 from hwnas.errors import HwnasError, UsageError
 
-from .choices import chosen_table, device_profile, named_table
+from .choices import SPACE_NAMES, chosen_table, device_profile, named_table
 from .options import Command, common, file_path, option
 from .terminal import Terminal, milliseconds, percent
 
@@ -38,7 +38,7 @@ SPACES = ("proxyless-tiny", "proxyless")
 
 @click.command("search", cls=Command)
 @option("--method", default="spos", metavar="METHOD", help="spos, or random: its baseline alone  [default: spos]")
-@option("--space", metavar="SPACE", help="[default: proxyless-tiny up to 64 pixels, else proxyless]")
+@option("--space", metavar="SPACE", help=f"{SPACE_NAMES}  [default: proxyless or its tiny form]")
 @option("--data", metavar="DATA", help="fashion-mnist, folder:DIR or torchvision:NAME:DIR  [default: fashion-mnist]")
 @option("--lut", type=file_path, metavar="FILE", help="The latency table  [default: the newest that fits]")
 @option("--device", metavar="DEVICE", help="Whose tables are looked for without --lut  [default: cpu]")

@@ -25,11 +25,15 @@ FEASIBLE_CONFIDENCE = 0.99
 """One-sided confidence of the upper end that a search decides on."""
 
 NOISE_WEIGHT = 40
-"""Networks' worth of belief that a prediction is off by about as much as measurements are: thirty networks alone say how
-much it is only to within a quarter."""
+"""Networks' worth of belief that a prediction is off by about as much as measurements are: thirty networks alone say
+how much it is only to within a quarter."""
 
 NOISE_SHARE = 1.2
 """By how much a prediction is off more than a measurement: found on 200 networks of each of two spaces."""
+
+FOREIGN_ERROR = 0.025
+"""Relative standard error more of networks none of whose operators are in a calibration network: what a table that is
+calibrated on `proxyless` misses torchvision's networks by (`benchmarks/torchvision_nets.py`)."""
 
 Vector = NDArray[np.float64]
 

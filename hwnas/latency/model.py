@@ -11,7 +11,7 @@ from statistics import NormalDist, median
 from hwnas.costs import Cost
 from hwnas.errors import HwnasError
 from hwnas.latency import trust
-from hwnas.latency.calibration import FEASIBLE_CONFIDENCE, Calibration, Quality, calibrate, quality
+from hwnas.latency.calibration import FEASIBLE_CONFIDENCE, FOREIGN_ERROR, Calibration, Quality, calibrate, quality
 from hwnas.latency.imported import BLOCK
 from hwnas.latency.known import Knowledge, Known, Piece, deviation_ms
 from hwnas.latency.lowering import Lower, lowering
@@ -98,12 +98,14 @@ class LatencyModel:
             batch_size=self.header["batch_size"],
             foreign=self.imported,
         )
+        self._calibrated_on: set[str] = set()
         self._kernels: dict[tuple[object, ...], SpaceKernels] = {}
         groups: dict[Shape, list[tuple[float, float, float]]] = {}
         for network in table.networks():
             if calibrate_on is not None and not calibrate_on(network.name):
                 continue
             keys = self._keys(network)
+            self._calibrated_on.update(keys)
             if all(key in self.operators for key in keys):
                 found = (self._sum(keys), network.measured.latency_ms, network.measured.relative_error / NORMAL_90)
                 groups.setdefault(network.input_shape, []).append(found)
@@ -169,8 +171,11 @@ class LatencyModel:
         ops = (*found, *missing)
         if names:
             return Prediction(None, None, None, coverage, names, ops, calibration.networks > 0, *guessed)
-        latency = sum(estimate.latency_ms or 0 for estimate in found) + calibration.offset_ms
-        half = math.hypot(calibration.half_width * latency, NORMAL_90 * deviation_ms(parts))
+        summed = sum(estimate.latency_ms or 0 for estimate in found)
+        latency = calibration.latency_ms(summed / calibration.slope)
+        strange = sum(estimate.latency_ms or 0 for estimate in found if estimate.op.key not in self._calibrated_on)
+        foreign = FOREIGN_ERROR * strange if calibration.networks else 0.0
+        half = math.hypot(calibration.half_width * latency, NORMAL_90 * foreign, NORMAL_90 * deviation_ms(parts))
         ends = (max(0.0, latency - half), latency + half)
         return Prediction(latency, *ends, coverage, (), ops, calibration.networks > 0, *guessed)
 

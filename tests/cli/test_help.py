@@ -48,6 +48,17 @@ def test_the_help_of_all_names_every_command_and_lists_no_other(hwnas: Hwnas) ->
     assert names == ["devices", "profile", "lut", "predict", "search", "verify", "export"]
 
 
+@pytest.mark.parametrize("command", ["profile", "search"])
+def test_the_help_names_every_space(hwnas: Hwnas, command: str) -> None:
+    from hwnas.cli.choices import SPACES as NAMED
+
+    from hwnas.spaces import SPACES
+
+    assert set(SPACES) == {f"{name}{form}" for name in NAMED for form in ("", "-tiny")}
+    text = " ".join(hwnas(command, "--help").stdout.split())
+    assert all(name in text for name in NAMED)
+
+
 def test_help_is_quick(hwnas: Hwnas) -> None:
     times = []
     for _ in range(5):
