@@ -564,7 +564,8 @@ class LatencyTable:
         with self._writing() as db:
             db.execute("BEGIN")
             try:
-                place = self._insert_visit(db, session, "cover", name, number, 1, totals_ms)
+                shown = np.maximum(totals_ms, SHORTEST_MS)  # a clock of whole microseconds may show nothing
+                place = self._insert_visit(db, session, "cover", name, number, 1, shown)
                 for key, samples in kernels.items():
                     db.execute(
                         "INSERT OR IGNORE INTO entries (role, name, content) VALUES ('operator', ?, '{}')", (key,)

@@ -144,19 +144,24 @@ class MeasuringProcess:
         answer: Any = self._ask({"do": "kernels", "name": subject.name, "runs": runs}).get("kernels")
         if not isinstance(answer, list) or not answer:
             raise MeasurementError("the runtime returned no kernels")
-        counts = {len(kernel["samples_ms"]) for kernel in answer}
-        if len(counts) != 1 or not all(_are_times(kernel["samples_ms"], max(counts), least=0.0) for kernel in answer):
-            raise MeasurementError("the runtime returned impossible times of kernels")
-        return [
-            KernelTime(
-                str(kernel["node"]),
-                str(kernel["kind"]),
-                tuple(map(int, kernel["input_shape"])),
-                tuple(map(int, kernel["output_shape"])),
-                tuple(kernel["samples_ms"]),
-            )
-            for kernel in answer
-        ]
+        try:
+            kernels = [
+                KernelTime(
+                    str(kernel["node"]),
+                    str(kernel["kind"]),
+                    tuple(map(int, kernel["input_shape"])),
+                    tuple(map(int, kernel["output_shape"])),
+                    tuple(kernel["samples_ms"]),
+                )
+                for kernel in answer
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise MeasurementError(f"the runtime returned kernels that are none ({error!r:.80})") from None
+        times = [list(kernel.samples_ms) for kernel in kernels]
+        measured = len(times[0])
+        if not measured or not all(_are_times(samples, measured, least=0.0) for samples in times):
+            raise MeasurementError(f"the runtime returned impossible times of kernels: {str(times[0])[:80]}")
+        return kernels
 
     def load(self, subject: Subject) -> int:
         """Makes sure that `subject` is loaded; returns how many copies one run executes."""

@@ -19,6 +19,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -46,13 +47,16 @@ def read(path):
         to_text(table, "json")
         table.reference()
         table.drift()
+        table.inside()
+        table.seconds(lambda name: True)
         assert table.fingerprint
         networks = table.networks()
         model = LatencyModel(table)
         model.quality()
-        for role in ("operator", "network", "reference"):
+        for role in ("operator", "network", "reference", "cover"):
             for name in table.names(role):
                 table.visits(role, name)
+                table.content(role, name)
     for found in networks:
         if found.network is not None:
             model.predict(found.network)
@@ -132,6 +136,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
             table.add_entry(role, name, {} if role == "operator" else NETWORK.to_json())
             for number in range(25):
                 table.add_visit(session, role, name, number, 1, [1.0 + number, 2.0])
+        table.add_entry("cover", "cover", NETWORK.to_json())
+        for number in range(8):
+            inside = {op.key: np.array([1.0, 2.0 + number]) for op in NETWORK.ops}
+            table.add_kernels(session, "cover", number, [3.0, 4.0], inside)
     return path
 
 
@@ -273,6 +281,8 @@ CHANGES = st.one_of(
         VALUES,
         st.none() | st.text(max_size=5),
     ),
+    st.builds(lambda n: ("UPDATE OR IGNORE visits SET place = ? WHERE id % 3", (n,)), REPEATS | st.just(5)),
+    st.builds(lambda data: ("UPDATE entries SET content = ? WHERE role = 'cover'", (json.dumps(data),)), NETWORKS),
     st.just(("DELETE FROM visits WHERE id % 2", ())),
     st.just(("DELETE FROM sessions", ())),
     st.builds(lambda role: ("UPDATE OR IGNORE entries SET role = ? WHERE id % 2", (role,)), st.text(max_size=9)),

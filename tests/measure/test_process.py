@@ -163,6 +163,33 @@ def test_impossible_times_are_a_failure(stand_in: StandIn, times: str) -> None:
         assert len(str(caught.value)) < 200
 
 
+KERNEL = {"node": "n", "kind": "Conv", "input_shape": [1], "output_shape": [1], "samples_ms": [0.0, 1.0]}
+KERNELS = {
+    "not a list": 3,
+    "none": [],
+    "no objects": [1, 2],
+    "without times": [{key: value for key, value in KERNEL.items() if key != "samples_ms"}],
+    "without a node": [{key: value for key, value in KERNEL.items() if key != "node"}],
+    "no shape": [KERNEL | {"input_shape": 3}],
+    "odd shape": [KERNEL | {"output_shape": ["wide"]}],
+    "no run": [KERNEL | {"samples_ms": []}],
+    "text": [KERNEL | {"samples_ms": "fast"}],
+    "negative": [KERNEL | {"samples_ms": [-1.0]}],
+    "as many as they like": [KERNEL, KERNEL | {"samples_ms": [1.0]}],
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
+def test_impossible_kernels_are_a_failure(stand_in: StandIn, kernels: object) -> None:
+    with stand_in(f"if do == 'kernels': say(ok=True, kernels={kernels!r}); continue") as process:
+        with pytest.raises(MeasurementError, match="the runtime returned") as caught:
+            process.time_kernels(subject(), 2)
+        assert len(str(caught.value)) < 200
+    with stand_in(f"if do == 'kernels': say(ok=True, kernels={[KERNEL]!r}); continue") as process:
+        assert process.time_kernels(subject(), 2)[0].samples_ms == (0.0, 1.0)
+
+
 @pytest.mark.parametrize("repeats", ["0", "-1", "'many'", "None", "1.5"])
 def test_an_impossible_number_of_copies_is_a_failure(stand_in: StandIn, repeats: str) -> None:
     with (
