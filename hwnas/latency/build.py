@@ -344,12 +344,14 @@ def _entries(
             4 * op.traffic_bytes(4, batch),
         )
         content["operator", key] = {}
+    # more visits than there are passes would leave covers open for ever: each profile would measure them again
+    cover_visits = min(COVER_VISITS, profile.timing.max_passes)
     entries = {
         (role, name): Entry(
             subject,
             visits=table.visits(role, name),
             reference=role == "reference",
-            passes={"cover": COVER_VISITS, "network": profile.timing.min_passes}.get(role, 0),
+            passes={"cover": cover_visits, "network": profile.timing.min_passes}.get(role, 0),
         )
         for (role, name), subject in subjects.items()
     }

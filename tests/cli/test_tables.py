@@ -340,11 +340,13 @@ def test_an_interrupted_profile_keeps_what_was_measured_and_goes_on(
     resumed = hwnas("profile", *args, "--lut", "t.lut", "--json").document
     assert resumed["entries"] == measured.done.document["entries"]
     with sqlite3.connect(hwnas.folder / "t.lut") as connection:
-        per_pass = connection.execute(
-            "SELECT count(*) FROM visits JOIN entries ON entry = entries.id WHERE role = 'operator'"
-        ).fetchone()[0]
+        counts = connection.execute(
+            "SELECT role, entries.name, count(*) FROM visits JOIN entries ON entry = entries.id "
+            "WHERE role IN ('cover', 'network') GROUP BY entries.id"
+        ).fetchall()
     connection.close()
-    assert per_pass == 2 * resumed["entries"]  # each operator twice, those of before the signal included
+    assert {role for role, _, _ in counts} == {"cover", "network"}
+    assert {count for _, _, count in counts} == {2}, counts  # each twice, visits from before the signal included
 
 
 def test_a_reader_that_goes_away_is_no_error(hwnas: Hwnas, measured: Any) -> None:
