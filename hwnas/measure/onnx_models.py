@@ -184,13 +184,15 @@ def _write_act(writer: _Writer, act: str, value: str) -> str:
         return writer.node("Clip", [value, *bounds])[0]
     if act == "silu":
         return writer.node("Mul", [value, writer.node("Sigmoid", [value])[0]])[0]
+    if act == "hardswish":  # as the runtime writes it out, but under a name that tells which operator it is of
+        gate = writer.node("HardSigmoid", [value], alpha=1 / 6, beta=0.5)[0]
+        return writer.node("Mul", [value, gate])[0]
     op_type, attributes = _ACTS[act]
     return writer.node(op_type, [value], **attributes)[0]
 
 
 _ACTS: dict[str, tuple[str, dict[str, Any]]] = {
     "relu": ("Relu", {}),
-    "hardswish": ("HardSwish", {}),
     "sigmoid": ("Sigmoid", {}),
     "hardsigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}),
     "tanh": ("Tanh", {}),

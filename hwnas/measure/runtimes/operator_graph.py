@@ -48,7 +48,9 @@ def anchored(model: bytes) -> tuple[onnx.ModelProto, frozenset[str]]:
             anchors += _anchor(graph, value.name, inner, channels)
     after = []
     for value in graph.output:
-        if value.name in blocked and all(node.op_type == "Identity" for node in graph.node):  # a conversion to blocks
+        # a conversion to blocks needs a reader of blocks; and the runtime fuses an activation that it writes as several
+        # nodes (HardSwish) only where it does not end the graph
+        if value.name in blocked and _dims(value)[1] % ALIGNMENT == 0:
             inner = f"{value.name}_inner"
             _rename(graph, value.name, inner)
             after += _anchor(graph, inner, value.name, _dims(value)[1])
