@@ -340,7 +340,9 @@ def _entries(
             subject,
             visits=table.visits(role, name),
             reference=role == "reference",
-            passes={"cover": COVER_VISITS, "network": profile.timing.min_passes}.get(role, 0),
+            passes={"cover": min(COVER_VISITS, profile.timing.max_passes), "network": profile.timing.min_passes}.get(
+                role, 0
+            ),
         )
         for (role, name), subject in subjects.items()
     }
