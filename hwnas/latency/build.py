@@ -369,7 +369,7 @@ def _entries(
             table.add_entry(role, name, data)
     if any(role == "cover" for role, _ in todo):
         for name in plan.company:
-            entries["network", name].passes += COVER_VISITS
+            entries["network", name].passes += cover_visits
             todo.append(("network", name))
     kept = {name: entry for name, entry in entries.items() if name in todo or name[0] in ("reference", "network")}
     return kept, todo

@@ -418,7 +418,7 @@ def test_an_absurd_network_is_a_failure_in_little_memory(hwnas: Hwnas, measured:
     assert "Traceback" not in done.stderr
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert (document["entries"], document["failed"]) == (0, 1)
+    assert (document["measured"], document["failed"]) == (0, 1)
     assert "more memory than there is" in document["failures"][0]["reason"]
 
 
