@@ -61,6 +61,8 @@ def ops(draw: st.DrawFn, kind: str | None = None) -> Op:
             return Op.activation(shape, act or "relu")
         case "affine":
             return Op.affine(shape, act=act)
+        case "to_blocked" | "to_plain":
+            return Op.conversion(shape, blocked=kind == "to_blocked")
     raise AssertionError(kind)
 
 

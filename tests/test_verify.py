@@ -114,7 +114,7 @@ def test_a_budget_inside_the_interval_is_neither_kept_nor_clear() -> None:
     inside = (measured.latency_ms + measured.high_ms) / 2
     for budget_ms, within, clear in ((inside, False, False), (1.01 * measured.high_ms, True, True)):
         net = candidate(budget_ms=budget_ms)
-        assert _report(net, entry, None, None, None).within_budget is within
+        assert _report(None, net, entry, measured, measured, None, None).within_budget is within
         assert _clear(net, measured) is clear
 
 

@@ -33,7 +33,7 @@ from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
 from hwnas.latency import trust
 from hwnas.latency.imported import BLOCK, Imported, stated
-from hwnas.latency.levels import Levels, NetworkVisit
+from hwnas.latency.levels import OVERHEAD_KEYS, Levels, NetworkVisit
 from hwnas.measure.statistics import ESTIMATOR, Estimate, estimate
 from hwnas.network import Network
 
@@ -608,7 +608,7 @@ def list_tables(root: Path = ROOT) -> list[TableInfo]:
     for path in root.glob("*.lut"):
         try:
             with LatencyTable.open(path) as table:
-                entries = len(table.names("operator"))
+                entries = len(set(table.names("operator")) - OVERHEAD_KEYS)
                 found.append(TableInfo(path, table.header, entries, path.stat().st_mtime))
         except HwnasError:
             continue

@@ -10,6 +10,8 @@ import pytest
 from command import Hwnas
 from tiny_fashion import TINY_RECIPE, write_fashion_mnist
 
+from hwnas.latency.build import CALIBRATION_NETWORKS
+
 FOUND = {
     "fbnet-tiny": ("70%", {"Conv", "Relu", "Gemm"}),
     "spos-shufflenet-tiny": ("100%", {"Split", "Concat", "Transpose", "Reshape"}),
@@ -23,7 +25,7 @@ def test_a_space_is_profiled_searched_and_verified(hwnas: Hwnas, measured: Any, 
     budget, kinds = FOUND[space]
     profiled = hwnas("profile", "--device", measured.profile, "--space", space, "--lut", "x.lut", "--json").document
     assert (profiled["failed"], profiled["unknown"], profiled["unmeasured_networks"]) == (0, [], [])
-    assert profiled["calibration"]["networks"] == 20
+    assert profiled["calibration"]["networks"] == CALIBRATION_NETWORKS
     (hwnas.folder / "tiny.toml").write_text(TINY_RECIPE)
     env = {"HWNAS_FASHION_MNIST": str(write_fashion_mnist(hwnas.folder / "fashion"))}
     args = ("--space", space, "--latency", budget, "--recipe", "tiny.toml", "--lut", "x.lut", "--out", "run")

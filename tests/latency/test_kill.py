@@ -48,7 +48,7 @@ build_table(profile, Path(sys.argv[1]), models=models, progress=NullProgress())
 """A real profile that says of each measurement when it is finished: when the table's method has returned."""
 
 CHAINS, KILLS = 2, 25
-PASSES = 200
+PASSES = 500
 EARLY = 0.25
 """Share of the kills at any moment from the start of the process on; the others come once it measures."""
 
