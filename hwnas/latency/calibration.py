@@ -25,6 +25,10 @@ FEASIBLE_CONFIDENCE = 0.999
 """One-sided confidence of the upper end that a search decides on. A search chooses among hundreds of networks, and
 under a budget it favours those that are predicted too fast: at 99%, one of a hundred found nets was over."""
 
+CHOSEN_ERROR = 0.005
+"""Relative standard error more of networks that a search chose: it finds those that are predicted too fast, and they
+run on another day. A hundred found nets were off by so much (`benchmarks/budget_audit.py`)."""
+
 FEW_FOR_SHAPE = 12
 """Fewer networks cannot tell whether small ones are predicted worse than large ones."""
 
@@ -90,7 +94,8 @@ class Calibration:
     def upper(self) -> tuple[float, float]:
         """Factor and addition, in ms, that turn a prediction into the one-sided upper end of a search."""
         deviations = self._student(FEASIBLE_CONFIDENCE)
-        return 1 + deviations * self.relative_part, deviations * self.absolute_ms
+        relative = float(np.hypot(self.relative_part, CHOSEN_ERROR))
+        return 1 + deviations * relative, deviations * self.absolute_ms
 
     def _student(self, probability: float) -> float:
         from scipy.special import ndtri, stdtrit
