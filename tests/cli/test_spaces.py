@@ -14,9 +14,9 @@ from hwnas.latency.build import CALIBRATION_NETWORKS
 
 FOUND = {
     "fbnet-tiny": ("70%", {"Conv", "Relu", "Gemm"}),
-    "spos-shufflenet-tiny": ("100%", {"Split", "Concat", "Transpose", "Reshape"}),
+    "spos-shufflenet-tiny": ("130%", {"Split", "Concat", "Transpose", "Reshape"}),
 }
-"""A budget, and what the exported file of a net has whatever was found."""
+"""A budget, generous since so quick a table is unsure, and what the exported file has whatever was found."""
 
 
 @pytest.mark.slow
