@@ -196,7 +196,7 @@ def _over_networks(by_network: Sequence[Sequence[float]], samples: int, overhead
     if len(points) > 1:
         variance += float(points.var(ddof=1)) / len(points)
     half = NORMAL_90 * variance**0.5
-    return Estimate(point, max(0.0, point - half), point + half, samples)
+    return Estimate(point, max(SHORTEST_MS, point - half), point + half, samples)
 
 
 def _standard_error(values: Samples) -> float:
