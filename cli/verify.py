@@ -71,6 +71,9 @@ def command(
     path = table_file(lut) if lut else None if elsewhere else _recorded_table(terminal, subjects)
     if path is None:
         given = given if elsewhere else _as_recorded(terminal, given, subjects)
+        if device is None and runtime is None and "runtime" in _record(subjects):
+            runtime = str(_record(subjects)["runtime"])
+            terminal.default("--runtime", runtime, "the run's")
         path = chosen_table(terminal, None, device_profile(terminal, device, runtime=runtime), given=given)
     profile = _profile(terminal, device, runtime, given, path)
     budget_ms = _budget(latency, path)
