@@ -10,11 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hwnas.spaces.atoms import AtomBlock
 from hwnas.spaces.chain import Block, ConvSpec, NetSpec, ShuffleSpec
 from hwnas.spaces.mobile import MBConv, Pointwise
 from hwnas.spaces.shufflenet import ShuffleBlock
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"": nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "": nn.Identity,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "silu": nn.SiLU,
+    "sigmoid": nn.Sigmoid,
+}
 
 Norm = Callable[[int], nn.BatchNorm2d]
 """Makes the BatchNorm of so many channels."""
@@ -90,10 +97,17 @@ class ShuffleUnit(nn.Module):
         return torch.cat((self.projection(kept), self.main(entry)), 1)
 
 
+def _atoms(block: AtomBlock, norm: Norm) -> nn.Module:
+    from hwnas.nn.atoms import AtomSum  # which is made of this module's parts
+
+    return AtomSum(block, norm)
+
+
 MODULES: dict[type[Block], Callable[[Any, Norm], nn.Module]] = {
     MBConv: Bottleneck,
     Pointwise: lambda block, norm: ConvNormAct(block.conv, norm),
     ShuffleBlock: ShuffleUnit,
+    AtomBlock: _atoms,
 }
 """The module of each kind of block."""
 
