@@ -55,13 +55,13 @@ def command(
     """
 
     from hwnas.latency.build import build_table
-    from hwnas.spaces import get_space
+    from hwnas.spaces import find_space
 
     profile = device_profile(terminal, device, batch, precision, runtime, threads, target_error)
     if not space and not model:
         space = SPACES
         terminal.default("--space", " and ".join(SPACES))
-    spaces = [get_space(name, image_size=image_size, num_classes=num_classes) for name in space]
+    spaces = [find_space(name, image_size=image_size, num_classes=num_classes) for name in space]
     models = _networks(model)
     path = table_path(terminal, lut, profile)
     terminal.kept = f"every finished measurement is in {path}"

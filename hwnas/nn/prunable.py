@@ -6,7 +6,7 @@ go (AtomNAS' importance factors, or a gate) knows the group only; what removes t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,10 @@ class PrunableGroup:
     importance: str = ""
 
 
+Change = Callable[[Tensor, Tied, str], Tensor]
+"""Makes of a tensor, where its channels lie, and what it is (``value``, ``state``) the changed one."""
+
+
 def select(
     module: nn.Module,
     group: PrunableGroup,
@@ -64,6 +68,46 @@ def select(
         optimizer: every state that has a parameter's shape is cut as the parameter is.
         shadows: tensors by the parameter's name, such as moving averages.
     """
+
+    def cut(tensor: Tensor, tied: Tied, _: str) -> Tensor:
+        rows = torch.arange(tensor.shape[tied.dim], device=tensor.device)
+        wanted = torch.cat([rows[: tied.start], tied.start + keep.to(tensor.device), rows[tied.start + group.size :]])
+        return tensor.index_select(tied.dim, wanted)
+
+    _change(module, group, cut, optimizer, shadows)
+
+
+def extend(
+    module: nn.Module,
+    group: PrunableGroup,
+    added: Mapping[str, Tensor],
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    shadows: Sequence[dict[str, Tensor]] = (),
+) -> None:
+    """Adds channels behind those of a group, with the values `added` of each of its tensors, by name.
+
+    The optimizer's state of what is new is zero; in `shadows` it is the new values.
+    """
+
+    def append(tensor: Tensor, tied: Tied, what: str) -> Tensor:
+        new = added[tied.name].to(tensor)
+        new = torch.zeros_like(new) if what == "state" else new
+        end = tied.start + group.size
+        before, behind = tensor.narrow(tied.dim, 0, end), tensor.narrow(tied.dim, end, tensor.shape[tied.dim] - end)
+        return torch.cat([before, new, behind], tied.dim)
+
+    _change(module, group, append, optimizer, shadows)
+
+
+def _change(
+    module: nn.Module,
+    group: PrunableGroup,
+    change: Change,
+    optimizer: torch.optim.Optimizer | None,
+    shadows: Sequence[dict[str, Tensor]],
+) -> None:
+    """Applies `change` to all of a group's tensors, wherever they are kept."""
     touched: dict[nn.Module, bool] = {}
     for tied in group.tied:
         path, _, leaf = tied.name.rpartition(".")
@@ -71,42 +115,37 @@ def select(
         touched.setdefault(owner, _is_depthwise(owner))
         old = getattr(owner, leaf)
 
-        def cut(tensor: Tensor, tied: Tied = tied) -> Tensor:
-            return _cut(tensor, tied, group.size, keep)
+        def changed(tensor: Tensor, what: str, tied: Tied = tied) -> Tensor:
+            return _laid_out_like(change(tensor, tied, what), tensor)
 
         if isinstance(old, nn.Parameter):
-            new = nn.Parameter(cut(old.detach()), requires_grad=old.requires_grad)
+            new = nn.Parameter(changed(old.detach(), "value"), requires_grad=old.requires_grad)
             setattr(owner, leaf, new)
             if optimizer is not None:
-                _replace(optimizer, old, new, cut)
+                _replace(optimizer, old, new, changed)
             for shadow in shadows:
-                shadow[tied.name] = cut(shadow[tied.name])
+                shadow[tied.name] = changed(shadow[tied.name], "value")
         else:
-            setattr(owner, leaf, cut(old))
+            setattr(owner, leaf, changed(old, "value"))
     for owner, depthwise in touched.items():
         _refit(owner, depthwise)
 
 
-def _cut(tensor: Tensor, tied: Tied, size: int, keep: Tensor) -> Tensor:
-    """The tensor with the kept channels only, laid out in memory as before."""
-    rows = torch.arange(tensor.shape[tied.dim], device=tensor.device)
-    inside = (rows >= tied.start) & (rows < tied.start + size)
-    wanted = torch.cat([rows[: tied.start], tied.start + keep.to(tensor.device), rows[int(tied.start + size) :]])
-    assert int(inside.sum()) == size
-    found = tensor.index_select(tied.dim, wanted)
-    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        return found.contiguous(memory_format=torch.channels_last)
-    return found.contiguous()
+def _laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
+    if tensor.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor.contiguous()
 
 
-def _replace(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, cut: object) -> None:
-    assert callable(cut)
+def _replace(
+    optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, changed: Callable[[Tensor, str], Tensor]
+) -> None:
     for entry in optimizer.param_groups:
         entry["params"] = [new if parameter is old else parameter for parameter in entry["params"]]
     state = optimizer.state.pop(old, None)
     if state is not None:
         optimizer.state[new] = {
-            key: cut(value) if isinstance(value, Tensor) and value.shape == old.shape else value
+            key: changed(value, "state") if isinstance(value, Tensor) and value.shape == old.shape else value
             for key, value in state.items()
         }
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hwnas.nn.atoms import AtomSum, Branch
 from hwnas.nn.blocks import ChainNet, ConvNormAct
-from hwnas.nn.prunable import PrunableGroup, Tied, forget, select
+from hwnas.nn.prunable import PrunableGroup, Tied, extend, forget, select
 from hwnas.spaces.atoms import Widths
 
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
@@ -98,6 +98,65 @@ def remove_atoms(
         if not block.branches and block.norm is not None:
             _become_identity(net, index, optimizer, shadows)
     return removed
+
+
+@torch.no_grad()
+def add_atoms(
+    net: ChainNet,
+    ref: BranchRef,
+    count: int,
+    generator: torch.Generator,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    shadows: Sequence[dict[str, Tensor]] = (),
+) -> None:
+    """Adds fresh atoms to a branch that is there. Their projections are zero: the net computes what it did.
+
+    Weights are drawn as those of a new net are; their importance is the mean of the branch's.
+    """
+    group = groups_of(net)[ref]
+    scale = float(importances(net)[ref].abs().mean())
+    added = {}
+    for tied in group.tied:
+        like: Tensor = net.get_parameter(tied.name) if _is_parameter(net, tied.name) else net.get_buffer(tied.name)
+        shape = list(like.shape)
+        shape[tied.dim] = count
+        new = torch.zeros(shape)
+        if tied.name == group.importance:
+            new.fill_(scale)
+        elif tied.name.endswith((".norm.weight", ".running_var")):
+            new.fill_(1.0)
+        elif tied.name.endswith(".conv.weight"):
+            fan_out = like.shape[0] * like.shape[2] * like.shape[3]
+            new.normal_(std=(2 / fan_out) ** 0.5, generator=generator)
+        added[tied.name] = new
+    extend(net, group, added, optimizer=optimizer, shadows=shadows)
+
+
+def _is_parameter(net: nn.Module, name: str) -> bool:
+    path, _, leaf = name.rpartition(".")
+    return leaf in net.get_submodule(path)._parameters
+
+
+def cut_to(
+    net: ChainNet,
+    kernels: Sequence[int],
+    widths: Widths,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    shadows: Sequence[dict[str, Tensor]] = (),
+) -> None:
+    """Gives a net the shape of `widths`, its first atoms kept: a place to load a smaller net's tensors into."""
+    for ref, branch in branches_of(net).items():
+        wanted = widths[ref.block][kernels.index(int(ref.kernel[1:]))]
+        group = groups_of(net)[ref]
+        if not wanted:
+            _drop_branch(net, ref, optimizer, shadows)
+        elif wanted < branch.atoms:
+            select(net, group, torch.arange(wanted), optimizer=optimizer, shadows=shadows)
+    for index, block in enumerate(atom_blocks(net)):
+        if not block.branches and block.norm is not None:
+            _become_identity(net, index, optimizer, shadows)
 
 
 def _with_a_survivor(net: ChainNet, dead: Mapping[BranchRef, Tensor]) -> dict[BranchRef, Tensor]:
