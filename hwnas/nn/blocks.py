@@ -43,6 +43,21 @@ class ConvNormAct(nn.Module):
         return y
 
 
+class Dropout(nn.Dropout):
+    """Dropout whose chance comes from a generator that is handed to it; torch's own takes the global one.
+
+    Without a generator it is torch's.
+    """
+
+    generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.generator is None or not self.training or not self.p:
+            return super().forward(x)
+        kept = torch.empty(x.shape).bernoulli_(1 - self.p, generator=self.generator)
+        return x * kept.to(x) / (1 - self.p)
+
+
 class ChannelShuffle(nn.Module):
     """The channel shuffle over `groups`, spelled so that it exports as reshape, transpose, reshape at any batch."""
 
@@ -142,7 +157,7 @@ def chain_modules(net: NetSpec, *, affine: bool = True) -> ChainNet:
     head.add_module("conv", ConvNormAct(net.head, norm))
     head.add_module("pool", nn.AdaptiveAvgPool2d(1))
     head.add_module("flatten", nn.Flatten())
-    head.add_module("dropout", nn.Dropout(net.dropout))
+    head.add_module("dropout", Dropout(net.dropout))
     head.add_module("classifier", nn.Linear(net.head.cout, net.num_classes, bias=net.bias))
     blocks = (block_module(block, net.norm_eps, affine=affine) for block in net.blocks)
     return ChainNet(ConvNormAct(net.stem, norm), nn.Sequential(*blocks), head)

@@ -146,8 +146,9 @@ class AtomTraining:
                 self._control(done)
             if done == land:
                 self._land(done)
-                return
-        last = done == self.steps and not self.limits
+        if self.landing is not None:
+            return  # what dies now stays: the net is on its stairs, and within its budget
+        last = done == self.steps
         if done % self.settings.check_steps == 0 or last:
             self._look(done, last=last)
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hwnas.errors import HwnasError
+from hwnas.nn.blocks import Dropout
 from hwnas.progress import Progress
 from hwnas.train.augment import pad_and_crop, random_flip
 from hwnas.train.checkpoint import CheckpointStore, disk_errors, write_atomically
@@ -213,12 +214,15 @@ def train(
     loss_function = nn.CrossEntropyLoss(label_smoothing=phase.label_smoothing)
     began = saved = time.monotonic()
     losses: list[Tensor] = []
+    dropouts = [part for part in module.modules() if isinstance(part, Dropout)]
     with progress.start(phase.steps, description, first) as task:
         for step in range(first, last):
             lr = learning_rate(phase, step)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             images, labels = batches.at(step)
+            for place, dropout in enumerate(dropouts):
+                dropout.generator = torch_generator(step_rng(batches.seed, f"{batches.stream} dropout {place}", step))
             optimizer.zero_grad(set_to_none=True)
             loss = loss_function(forward(images, step), labels)
             loss.backward()
