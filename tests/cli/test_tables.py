@@ -330,12 +330,14 @@ def test_an_interrupted_profile_keeps_what_was_measured_and_goes_on(
     hwnas: Hwnas, measured: Any, number: signal.Signals
 ) -> None:
     args = ("--device", measured.profile, "--space", "proxyless-tiny")
-    done = interrupted(hwnas, number, *args)
+    slow = hwnas.folder / "slow.toml"  # the whole of it takes long enough that the signal comes in time
+    slow.write_text(measured.profile.read_text().replace("runs = 2\n", "runs = 200\n"))
+    done = interrupted(hwnas, number, "--device", slow, *args[2:])
     kept = visits(hwnas.folder / "t.lut")
     assert kept >= 20
     if number != signal.SIGKILL:
         assert done.code == 130
-        assert f"hwnas profile --device {measured.profile}" in done.error
+        assert f"hwnas profile --device {slow}" in done.error
         assert "t.lut" in done.error
     resumed = hwnas("profile", *args, "--lut", "t.lut", "--json").document
     assert resumed["entries"] == measured.done.document["entries"]
