@@ -58,7 +58,7 @@ def _predicted(terminal: Terminal, text: str, lut: Path | None, device: str | No
     loaded = load_model(text)
     network = loaded.network
     if loaded.supernet:
-        return _document(text, network.ops)
+        return _document(text, network.ops) | dict(loaded.notes)
     path = _measured(terminal, loaded, lut, device) if measure else _known_table(terminal, lut, device)
     document = _document(text, network.ops)
     document["unknown"] = list(network.unknown)
@@ -162,6 +162,9 @@ def _show(terminal: Terminal, document: dict[str, Any], limit: int) -> None:
         head.add_row("coverage", _coverage(document))
     head.add_row("MACs", f"{document['macs']:,} (papers: FLOPs)")
     head.add_row("parameters", f"{document['params']:,} ({document['conv_fc_params']:,} without BatchNorm)")
+    if "log10_architectures" in document:
+        head.add_row("architectures", f"10^{document['log10_architectures']:.1f}")
+        head.add_row("atoms of blocks", ", ".join(map(str, document["atoms"])))
     terminal.table(head, _operators(document["ops"][:limit], "missing" if document["lut"] else ""))
     rest = len(document["ops"]) - limit
     if rest > 0:

@@ -60,7 +60,7 @@ def command(
 
     from hwnas.errors import UsageError
     from hwnas.latency.build import build_table
-    from hwnas.spaces import get_space
+    from hwnas.spaces import find_space
 
     profile = device_profile(terminal, device, batch, precision, runtime, threads, target_error)
     if "none" in space and (len(space) > 1 or not model):
@@ -68,7 +68,7 @@ def command(
     if not space and not model:
         space = SPACES
         terminal.default("--space", " and ".join(SPACES))
-    spaces = [get_space(name, image_size=image_size, num_classes=num_classes) for name in space if name != "none"]
+    spaces = [find_space(name, image_size=image_size, num_classes=num_classes) for name in space if name != "none"]
     models = _networks(model)
     path = table_path(terminal, lut, profile)
     if models and not space:

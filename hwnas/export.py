@@ -132,8 +132,10 @@ def _line(error: Exception) -> str:
 def _export(module: nn.Module, shape: tuple[int, ...]) -> onnx.ModelProto:
     import torch
 
+    from hwnas.nn.deploy import deploy
+
     images = torch.zeros(shape)
-    copied = copy.deepcopy(module).cpu().eval()
+    copied = deploy(copy.deepcopy(module).cpu().eval()).eval()
     _keep_biases(copied)
     folded = _folded(copied)
     with torch.no_grad(), _quiet():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ class LoadedModel:
         onnx_path: its deployed file, where there is one.
         supernet: it is a whole space: MACs and parameters only, its operators are not wired and have no latency.
         folder: of a found net.
+        notes: what else there is to say, by JSON key.
     """
 
     name: str
@@ -39,6 +40,7 @@ class LoadedModel:
     onnx_path: Path | None = None
     supernet: bool = False
     folder: Path | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
     build: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
 
     def module(self) -> nn.Module | None:
@@ -86,10 +88,10 @@ def load_model(text: str) -> LoadedModel:
 
 def _meant(text: str) -> str:
     """A hint where the text is a known name without its prefix."""
-    from hwnas.spaces import SPACES
+    from hwnas.spaces import ATOM_SPACES, SPACES
     from hwnas.zoo import ZOO
 
-    for prefix, names in (("zoo", ZOO), ("space", SPACES), ("torchvision", _torchvision_names())):
+    for prefix, names in (("zoo", ZOO), ("space", [*SPACES, *ATOM_SPACES]), ("torchvision", _torchvision_names())):
         if text in names:
             return f"did you mean {prefix}:{text}? "
     return ""
@@ -170,9 +172,13 @@ def _zoo(name: str) -> LoadedModel:
 
 
 def _space(name: str) -> LoadedModel:
-    from hwnas.spaces import get_space
+    from hwnas.spaces import AtomSpace, find_space
 
-    space = get_space(name)
+    space = find_space(name)
+    if isinstance(space, AtomSpace):
+        arch = space.supernet_arch
+        notes = {"log10_architectures": space.log10_size, "atoms": [sum(widths) for widths in arch.widths]}
+        return LoadedModel(f"space:{name}", space.network(arch), supernet=True, notes=notes)
     ops = list(space.fixed_ops())
     for slot, choices in enumerate(space.slots):
         for choice in range(len(choices)):
@@ -197,13 +203,11 @@ def _folder(folder: Path) -> list[LoadedModel]:
 
 
 def _found(folder: Path) -> LoadedModel:
-    from hwnas.spaces import arch_from_json
-
     path = folder / "arch.json"
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise HwnasError(f"{path} is too large for an architecture")
-        space, arch = arch_from_json(json.loads(path.read_text(encoding="utf-8")))
+        network, plain = _described(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError) as error:
         raise HwnasError(f"{path} cannot be read: {_line(error)}") from None
     except HwnasError as error:
@@ -211,16 +215,27 @@ def _found(folder: Path) -> LoadedModel:
 
     def build() -> nn.Module:
         with _fixed_rng():
-            return _with_weights(space.build(arch), folder)
+            return _with_weights(plain(), folder)
 
     onnx_path = folder / "model.onnx"
     return LoadedModel(
         folder.resolve().name,
-        space.network(arch),
+        network,
         onnx_path=onnx_path if onnx_path.is_file() else None,
         folder=folder,
         build=build,
     )
+
+
+def _described(data: Any) -> tuple[Network, Callable[[], nn.Module]]:
+    """The operators of an architecture's document, and what builds its module."""
+    from hwnas.spaces import arch_from_json, atoms_from_json
+
+    if isinstance(data, dict) and "widths" in data:
+        atoms, widths = atoms_from_json(data)
+        return atoms.network(widths), lambda: atoms.build(widths)
+    space, arch = arch_from_json(data)
+    return space.network(arch), lambda: space.build(arch)
 
 
 def _with_weights(module: nn.Module, folder: Path) -> nn.Module:

@@ -15,6 +15,7 @@ import numpy as np
 from hwnas.costs import macs_cost
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
+from hwnas.latency import atoms
 from hwnas.latency.calibration import Quality
 from hwnas.latency.covers import cover_archs
 from hwnas.latency.kernels import assign
@@ -29,6 +30,7 @@ from hwnas.measure.process import MeasuringProcess, Subject
 from hwnas.network import Network
 from hwnas.ops import Op, Shape
 from hwnas.progress import Progress
+from hwnas.spaces.atoms import AtomSpace
 from hwnas.spaces.base import Arch, Space
 
 CALIBRATION_NETWORKS = 30
@@ -130,7 +132,7 @@ def build_table(
     profile: DeviceProfile,
     path: Path,
     *,
-    spaces: Sequence[Space] = (),
+    spaces: Sequence[Space | AtomSpace] = (),
     models: Mapping[str, Network] | None = None,
     whole: Mapping[str, Network] | None = None,
     progress: Progress,
@@ -152,6 +154,13 @@ def build_table(
         ops = [op for network in models.values() for op in lower(network)]
         covers, networks = dict(known), {**known, **(whole or {})}
         for space in spaces:
+            if isinstance(space, AtomSpace):
+                ops += atoms.kernels(space, lower)
+                for index, widths in enumerate(atoms.cover_archs(space)):
+                    covers[f"{space.name} #{index}"] = space.network(widths)
+                for index, widths in enumerate(atoms.calibration_archs(space, CALIBRATION_NETWORKS)):
+                    networks[f"{space.name} #{index}"] = space.network(widths)
+                continue
             kernels = SpaceKernels.of(space, lower)
             ops += kernels.every()
             calibration = calibration_archs(space, CALIBRATION_NETWORKS)

@@ -10,11 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hwnas.spaces.atoms import AtomBlock
 from hwnas.spaces.chain import Block, ConvSpec, NetSpec, ShuffleSpec
 from hwnas.spaces.mobile import MBConv, Pointwise
 from hwnas.spaces.shufflenet import ShuffleBlock
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"": nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "": nn.Identity,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "silu": nn.SiLU,
+    "sigmoid": nn.Sigmoid,
+}
 
 Norm = Callable[[int], nn.BatchNorm2d]
 """Makes the BatchNorm of so many channels."""
@@ -34,6 +41,21 @@ class ConvNormAct(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.act(self.norm(self.conv(x)))
         return y
+
+
+class Dropout(nn.Dropout):
+    """Dropout whose chance comes from a generator that is handed to it; torch's own takes the global one.
+
+    Without a generator it is torch's.
+    """
+
+    generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.generator is None or not self.training or not self.p:
+            return super().forward(x)
+        kept = torch.empty(x.shape).bernoulli_(1 - self.p, generator=self.generator)
+        return x * kept.to(x) / (1 - self.p)
 
 
 class ChannelShuffle(nn.Module):
@@ -90,10 +112,17 @@ class ShuffleUnit(nn.Module):
         return torch.cat((self.projection(kept), self.main(entry)), 1)
 
 
+def _atoms(block: AtomBlock, norm: Norm) -> nn.Module:
+    from hwnas.nn.atoms import AtomSum  # which is made of this module's parts
+
+    return AtomSum(block, norm)
+
+
 MODULES: dict[type[Block], Callable[[Any, Norm], nn.Module]] = {
     MBConv: Bottleneck,
     Pointwise: lambda block, norm: ConvNormAct(block.conv, norm),
     ShuffleBlock: ShuffleUnit,
+    AtomBlock: _atoms,
 }
 """The module of each kind of block."""
 
@@ -128,7 +157,7 @@ def chain_modules(net: NetSpec, *, affine: bool = True) -> ChainNet:
     head.add_module("conv", ConvNormAct(net.head, norm))
     head.add_module("pool", nn.AdaptiveAvgPool2d(1))
     head.add_module("flatten", nn.Flatten())
-    head.add_module("dropout", nn.Dropout(net.dropout))
+    head.add_module("dropout", Dropout(net.dropout))
     head.add_module("classifier", nn.Linear(net.head.cout, net.num_classes, bias=net.bias))
     blocks = (block_module(block, net.norm_eps, affine=affine) for block in net.blocks)
     return ChainNet(ConvNormAct(net.stem, norm), nn.Sequential(*blocks), head)

@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from hwnas.errors import HwnasError
 from hwnas.network import Network
+from hwnas.nn.deploy import deploy
 from hwnas.ops import Shape
 from hwnas.trace.fuse import fuse
 from hwnas.trace.graph import Graph, Value
@@ -31,7 +32,7 @@ def read_module(module: nn.Module, input_shape: Shape) -> Network:
     if len(input_shape) != 3:
         raise HwnasError(f"{name}: images are (channels, height, width), not {input_shape}")
     try:
-        copied = _without_weights(module)
+        copied = deploy(_without_weights(module))
         traced = fx.GraphModule(copied, fx.Tracer().trace(copied))
     except Exception as error:  # tracing runs the user's code
         raise HwnasError(
