@@ -125,3 +125,27 @@ def test_the_independent_timing_knows_nothing_of_hwnas(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert found[1]["fastest_ms"] > 3 * found[0]["fastest_ms"] > 0
     assert all(row["fastest_ms"] <= row["p10_ms"] <= row["median_ms"] for row in found)
+
+
+def test_an_atomnas_step_is_that_of_the_straightforward_implementation() -> None:
+    """In double precision the losses of twenty steps and the averages are equal; in single they drift apart."""
+    import torch
+
+    from hwnas.spaces.atoms import AtomSpace, AtomTable
+    from hwnas.spaces.chain import Stage
+
+    spec = importlib.util.spec_from_file_location("atomnas_step", BENCHMARKS / "atomnas_step.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    space = AtomSpace("few", AtomTable(4, 4, (Stage(6, 2, 2), Stage(8, 1, 2)), 16, expand=2), (3, 16, 16), 4)
+    ours, plain = module.both(space, torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(8) % 4
+    for _ in range(20):
+        images = torch.randn(8, 3, 16, 16, generator=generator, dtype=torch.float64)
+        assert ours.step(images, labels) == pytest.approx(plain.step(images, labels), rel=1e-9)
+    for average, (name, parameter) in zip(plain.averages, ours.net.named_parameters(), strict=True):
+        assert not torch.equal(average, parameter)
+        torch.testing.assert_close(ours.hooks.ema.shadow[name], average, rtol=1e-7, atol=1e-10)
