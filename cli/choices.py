@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 DEVICE = "cpu"
 
-SPACES = ("proxyless", "fbnet", "spos-shufflenet")
+SPACES = ("proxyless", "proxyless-gpu", "fbnet", "spos-shufflenet", "spos-channels", "spos-joint")
 """The search spaces that help texts name, here so that help need not import them."""
 
-SPACE_NAMES = f"{', '.join(SPACES[:-1])} or {SPACES[-1]}; each has a NAME-tiny for images up to 64 pixels"
+SPACE_NAMES = (
+    f"{', '.join(SPACES[:-1])} or {SPACES[-1]}; each has a NAME-tiny for images up to 64 pixels; "
+    "spos-channels@BLOCKS, @zoo:NAME or @RUN searches channels on those blocks instead of choice_3"
+)
 
 
 def device_options(function: Function) -> Function:

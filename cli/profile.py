@@ -55,13 +55,14 @@ def command(
     """
 
     from hwnas.latency.build import build_table
+    from hwnas.models import space_name
     from hwnas.spaces import get_space
 
     profile = device_profile(terminal, device, batch, precision, runtime, threads, target_error)
     if not space and not model:
         space = SPACES
         terminal.default("--space", " and ".join(SPACES))
-    spaces = [get_space(name, image_size=image_size, num_classes=num_classes) for name in space]
+    spaces = [get_space(space_name(name), image_size=image_size, num_classes=num_classes) for name in space]
     models = _networks(model)
     path = table_path(terminal, lut, profile)
     terminal.kept = f"every finished measurement is in {path}"

@@ -162,6 +162,7 @@ def _describe(terminal: Terminal, data: str | None, image_size: int | None) -> D
 
 def _space(terminal: Terminal, name: str | None, info: DataInfo) -> Space:
     """The space that was named, or the one for the data's image size, for the data's classes."""
+    from hwnas.models import space_name
     from hwnas.spaces import SPACES as KNOWN
     from hwnas.spaces import get_space
 
@@ -169,7 +170,7 @@ def _space(terminal: Terminal, name: str | None, info: DataInfo) -> Space:
         fitting = [n for n in SPACES if KNOWN[n].image_sizes[0] <= info.image_size <= KNOWN[n].image_sizes[1]]
         name = fitting[0] if fitting else SPACES[0]  # the refusal says which sizes there are
         terminal.default("--space", name, f"for images of {info.image_size} pixels")
-    return get_space(name, image_size=info.image_size, num_classes=info.num_classes)
+    return get_space(space_name(name), image_size=info.image_size, num_classes=info.num_classes)
 
 
 def _recipe(terminal: Terminal, name: str | None, population: int | None, generations: int | None) -> Recipe:

@@ -81,6 +81,12 @@ def _spos(blocks: str) -> NetSpec:
     return _of_space("spos-shufflenet", [f"choice_{block}" for block in blocks.replace(" ", "")])
 
 
+def _spos_channels(blocks: str, scales: str) -> NetSpec:
+    """A published net of SPOS with searched channels: blocks as in `_spos`, widths in fifths less one."""
+    kinds = blocks.replace(" ", "")
+    return _of_space(f"spos-channels@{kinds}", [f"{(int(scale) + 1) / 5:.1f}x" for scale in scales.replace(" ", "")])
+
+
 ZOO: dict[str, NetSpec] = {
     "mobilenet-v2": _mobilenet_v2(),
     # The layers of the two ProxylessNAS nets as in osmr/imgclsmob; the official repository only downloads them.
@@ -108,6 +114,7 @@ ZOO: dict[str, NetSpec] = {
     # README.
     "spos-319m": _spos("33x5 5533 73755373 75x7"),
     "spos-323m": _spos("7535 7373 737x3333 x7xx"),
+    "spos-328m": _spos_channels("33x5 5533 73755373 75x7", "6535 2634 25754674 4543"),
 }
 """Every net by the name that is typed after ``zoo:``."""
 

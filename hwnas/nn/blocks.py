@@ -47,10 +47,12 @@ class ChannelShuffle(nn.Module):
         return torch.unflatten(x, 1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
-def _chain(layers: Iterable[ConvSpec | ShuffleSpec], norm: Norm) -> nn.Sequential:
+def _chain(
+    layers: Iterable[ConvSpec | ShuffleSpec], norm: Norm, conv: Callable[[ConvSpec, Norm], nn.Module] = ConvNormAct
+) -> nn.Sequential:
     chain = nn.Sequential()
     for layer in layers:
-        module = ChannelShuffle(layer.groups) if isinstance(layer, ShuffleSpec) else ConvNormAct(layer, norm)
+        module = ChannelShuffle(layer.groups) if isinstance(layer, ShuffleSpec) else conv(layer, norm)
         chain.add_module(layer.name, module)
     return chain
 
@@ -76,17 +78,26 @@ class Bottleneck(nn.Module):
 
 
 class ShuffleUnit(nn.Module):
-    """The module of a `ShuffleBlock`."""
+    """The module of a `ShuffleBlock`; `conv` makes its layers."""
 
-    def __init__(self, block: ShuffleBlock, norm: Norm) -> None:
+    def __init__(
+        self, block: ShuffleBlock, norm: Norm, conv: Callable[[ConvSpec, Norm], nn.Module] = ConvNormAct
+    ) -> None:
         super().__init__()
         # Into as many groups as there are pairs: the even channels come first, then the odd ones.
         self.shuffle = ChannelShuffle(block.cin // 2) if block.stride == 1 else None
-        self.projection = _chain(block.projection(), norm)
-        self.main = _chain(block.main(), norm)
+        self.projection = _chain(block.projection(), norm, conv)
+        self.main = _chain(block.main(), norm, conv)
+
+    def cut(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What is kept and what goes through the main branch."""
+        if self.shuffle is None:
+            return x, x
+        kept, entry = self.shuffle(x).chunk(2, 1)
+        return kept, entry
 
     def forward(self, x: Tensor) -> Tensor:
-        kept, entry = (x, x) if self.shuffle is None else self.shuffle(x).chunk(2, 1)
+        kept, entry = self.cut(x)
         return torch.cat((self.projection(kept), self.main(entry)), 1)
 
 

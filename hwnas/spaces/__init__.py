@@ -6,12 +6,12 @@ import difflib
 from typing import Any
 
 from hwnas.errors import HwnasError, UsageError
-from hwnas.spaces import fbnet, proxyless, shufflenet
+from hwnas.spaces import channels, fbnet, proxyless, shufflenet
 from hwnas.spaces.base import Arch, Family, Space
 
 __all__ = ["SPACES", "Arch", "Family", "Space", "arch_from_json", "get_space"]
 
-SPACES: dict[str, Family] = {**proxyless.FAMILIES, **fbnet.FAMILIES, **shufflenet.FAMILIES}
+SPACES: dict[str, Family] = {**proxyless.FAMILIES, **fbnet.FAMILIES, **shufflenet.FAMILIES, **channels.FAMILIES}
 """Every space by the name that is typed for it."""
 
 MAX_CLASSES = 1_000_000
@@ -21,18 +21,21 @@ def get_space(name: str, *, image_size: int | None = None, num_classes: int | No
     """The space `name`, for square RGB images.
 
     Args:
-        name: one of `SPACES`.
+        name: one of `SPACES`, and where its family has variants ``@`` and the variant.
         image_size: height and width in pixels; None is the space's own.
         num_classes: outputs of the classifier; None is the space's own.
 
     Raises:
         UsageError: there is no such space, or it is not meant for such images or so many classes.
     """
-    family = SPACES.get(name)
+    base, variant = name.partition("@")[::2]
+    family = SPACES.get(base)
     if family is None:
         near = difflib.get_close_matches(name, SPACES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UsageError(f"no space is called {name[:80]!r}: {hint}Spaces: {', '.join(SPACES)}")
+    if "@" in name and not (variant and family.variants):
+        raise UsageError(f"{name[:80]!r} is no space: write {base}{f'@{family.variants}' if family.variants else ''}")
     size = family.image_size if image_size is None else image_size
     smallest, largest = family.image_sizes
     if not smallest <= size <= largest:

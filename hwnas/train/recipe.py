@@ -31,6 +31,8 @@ class Phase(BaseModel):
         label_smoothing: of the cross entropy.
         crop_padding: pixels of zeros around the image before a random crop back to its size.
         flip: mirrors half of the images.
+        widening: share of the steps of a supernet in which a channel search warms up: at first only the widest
+            choices are taken, then narrower ones too, at its end all. Without widths to search it does nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +48,7 @@ class Phase(BaseModel):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     crop_padding: int = Field(default=0, ge=0)
     flip: bool = True
+    widening: float = Field(default=0.25, ge=0, lt=1)
 
 
 class Scoring(BaseModel):
