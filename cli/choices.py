@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 DEVICE = "cpu"
 
-SPACES = ("proxyless", "proxyless-gpu", "fbnet", "spos-shufflenet", "spos-channels", "spos-joint")
+SPACES = ("proxyless", "proxyless-gpu", "fbnet", "spos-shufflenet", "spos-channels", "spos-joint",
+          "resnet18-quant", "resnet34-quant")  # fmt: skip
 """The search spaces that help texts name, here so that help need not import them."""
 
 SPACE_NAMES = (

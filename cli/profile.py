@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hwnas.errors import UsageError
+
 from .choices import SPACE_NAMES, device_options, device_profile, table_path
 from .options import Command, common, file_path, fraction, option
 from .terminal import Terminal, count
@@ -56,6 +58,7 @@ def command(
 
     from hwnas.latency.build import build_table
     from hwnas.models import space_name
+    from hwnas.network import NO_LOW_BITS
     from hwnas.spaces import get_space
 
     profile = device_profile(terminal, device, batch, precision, runtime, threads, target_error)
@@ -64,6 +67,10 @@ def command(
         terminal.default("--space", " and ".join(SPACES))
     spaces = [get_space(space_name(name), image_size=image_size, num_classes=num_classes) for name in space]
     models = _networks(model)
+    quantised = [s.name for s in spaces if any(op.bits for op in s.supernet_ops())]
+    quantised += [name for name, network in models.items() if network.quantised]
+    if quantised:
+        raise UsageError(f"{', '.join(quantised)}: no latency to measure, {NO_LOW_BITS}; search with --bitops")
     path = table_path(terminal, lut, profile)
     terminal.kept = f"every finished measurement is in {path}"
     report = build_table(profile, path, spaces=spaces, models=models, progress=terminal.progress())

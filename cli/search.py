@@ -46,6 +46,7 @@ SPACES = ("proxyless-tiny", "proxyless")
 @option("--latency", metavar="B", help="Budget: 17ms, 60% of the most expensive, zoo:NAME; several by comma.")
 @option("--macs", metavar="B", help="Budget: 330M; several by comma.")
 @option("--params", metavar="B", help="Budget: 4.2M; several by comma.")
+@option("--bitops", metavar="B", help="Budget of a quantised space: 6.3G (G is 2^30); several by comma.")
 @option("--out", type=file_path, metavar="RUN", help="The run folder; the same one goes on  [default: one under runs/]")
 @option("--recipe", metavar="NAME", help="default, quickstart, paper, or a TOML file  [default: default]")
 @option("--population", type=click.IntRange(2), metavar="N", help="Of the evolution  [default: the recipe's]")
@@ -66,6 +67,7 @@ def command(
     latency: str | None,
     macs: str | None,
     params: str | None,
+    bitops: str | None,
     out: Path | None,
     recipe: str | None,
     population: int | None,
@@ -87,12 +89,16 @@ def command(
       hwnas search --latency 2ms --lut v100-tensorrt-fp16-b32 --allow-uncalibrated
     """
     _check_method(method)
-    typed = {cost: text for cost, text in (("latency", latency), ("macs", macs), ("params", params)) if text}
+    given = {"latency": latency, "macs": macs, "params": params, "bitops": bitops}
+    typed = {cost: text for cost, text in given.items() if text}
     if not typed:
-        raise UsageError("give a budget: --latency 17ms, --macs 330M or --params 4M")
+        raise UsageError(
+            "give a budget: --latency 17ms, --macs 330M, --params 4M, or --bitops 6.3G of a quantised space"
+        )
     wanted = _combinations(typed)
     info = _describe(terminal, data, image_size)
     searched = _space(terminal, space, info)
+    _check_bits(searched, typed)
     settings = _recipe(terminal, recipe, population, generations)
     priced = _price(terminal, searched, lut, device, needed="latency" in typed)
     _check_calibrated(priced, allowed=allow_uncalibrated or "latency" not in typed)
@@ -122,6 +128,23 @@ def command(
         terminal.document(document)
     else:
         _show(terminal, document)
+
+
+def _check_bits(space: Space, typed: dict[str, str]) -> None:
+    """Refuses a budget that nothing of the space has: BitOps are of quantised nets only, which have no latency.
+
+    Raises:
+        UsageError: it says what to give instead.
+    """
+    from hwnas.network import NO_LOW_BITS
+
+    quantised = any(op.bits for op in space.supernet_ops())
+    if quantised and "latency" in typed:
+        raise UsageError(f"{space.name} has no latency: {NO_LOW_BITS}; give --bitops, e.g. --bitops 50%")
+    if not quantised and "bitops" in typed:
+        raise UsageError(
+            f"{space.name} has no BitOps: nothing of it is quantised; resnet18-quant and resnet34-quant are"
+        )
 
 
 def _check_method(method: str) -> None:
@@ -204,11 +227,13 @@ def _price(terminal: Terminal, space: Space, lut: Path | None, device: str | Non
     Raises:
         HwnasError: a latency budget needs a table and there is none, or it lacks operators; it names the command.
     """
-    from hwnas.costs import macs_cost, params_cost
+    from hwnas.costs import bitops_cost, macs_cost, params_cost
     from hwnas.latency.model import LatencyModel
     from hwnas.latency.table import LatencyTable
 
     costs = {"macs": macs_cost(space), "params": params_cost(space)}
+    if bitops := bitops_cost(space):
+        return _Priced(space, {**costs, "bitops": bitops}, None, None, {})
     if lut is not None:
         path: Path | None = named_table(terminal, lut, device)
     else:

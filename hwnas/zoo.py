@@ -14,6 +14,7 @@ from hwnas.network import Network
 from hwnas.spaces import Arch, get_space
 from hwnas.spaces.chain import ChainSpace, ConvSpec, NetSpec, Stage, slots_of
 from hwnas.spaces.mobile import MBConv
+from hwnas.spaces.resnet import RESNET18, RESNET34, uniform_resnet
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +74,7 @@ def _fbnet(layers: str, head: int = 1984) -> NetSpec:
     """A published FBNet: layers as kernel and widening, e.g. ``5e1g2``."""
     names = ["skip" if layer == "skip" else f"k{layer}" for layer in layers.replace("|", "").split()]
     net = _of_space("fbnet", names)
+    assert net.head is not None
     return replace(net, head=replace(net.head, cout=head))
 
 
@@ -115,6 +117,12 @@ ZOO: dict[str, NetSpec] = {
     "spos-319m": _spos("33x5 5533 73755373 75x7"),
     "spos-323m": _spos("7535 7373 737x3333 x7xx"),
     "spos-328m": _spos_channels("33x5 5533 73755373 75x7", "6535 2634 25754674 4543"),
+    # The baselines of SPOS' table 6: all weights and activations of the residual blocks with the same bits.
+    **{
+        f"resnet{depth}-{bits}w{bits}a": uniform_resnet(table, bits)
+        for depth, table in ((18, RESNET18), (34, RESNET34))
+        for bits in (2, 3, 4)
+    },
 }
 """Every net by the name that is typed after ``zoo:``."""
 

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hwnas.nn.blocks import ACTIVATIONS, Norm, ShuffleUnit, block_module
+from hwnas.nn.blocks import ACTIVATIONS, Norm, QuantUnit, ShuffleUnit, block_module
+from hwnas.nn.quantise import QuantConv2d
 from hwnas.spaces.chain import Block, ConvSpec
+from hwnas.spaces.resnet import QuantBlock
 from hwnas.spaces.shufflenet import ShuffleBlock
 
 Region = tuple[slice, ...]
@@ -27,13 +29,22 @@ Region = tuple[slice, ...]
 class SlicedConv2d(nn.Conv2d):
     """A convolution without bias, dense or depthwise, of which the first channels are used."""
 
-    def forward(self, x: Tensor, out_channels: int) -> Tensor:  # type: ignore[override]
-        """As many channels of `x` as arrive, to the first `out_channels`."""
+    def forward(self, x: Tensor, spec: ConvSpec) -> Tensor:  # type: ignore[override]
+        """As many channels of `x` as arrive, to as many as `spec` says."""
         channels = x.shape[1]
         depthwise = self.groups > 1
-        weight = self.weight[:out_channels] if depthwise else self.weight[:out_channels, :channels]
+        weight = self.weight[: spec.cout] if depthwise else self.weight[: spec.cout, :channels]
         groups = channels if depthwise else 1
         return functional.conv2d(x, weight, None, self.stride, self.padding, self.dilation, groups)
+
+
+class SlicedQuantConv2d(QuantConv2d):
+    """A quantised convolution of which the first channels are used, with the bits of whoever uses them."""
+
+    def forward(self, x: Tensor, spec: ConvSpec) -> Tensor:  # type: ignore[override]
+        """As many channels of `x` as arrive, to as many as `spec` says, with its bits."""
+        assert spec.bits
+        return self.of(x, self.weight[: spec.cout, : x.shape[1]], spec.bits)
 
 
 class SlicedBatchNorm2d(nn.BatchNorm2d):
@@ -61,21 +72,24 @@ class SlicedConvNormAct(nn.Module):
 
     def __init__(self, spec: ConvSpec, norm: Norm) -> None:
         super().__init__()
-        self.conv = SlicedConv2d(
-            spec.cin, spec.cout, spec.kernel, spec.stride, spec.kernel // 2, groups=spec.groups, bias=False
-        )
+        if spec.bits:
+            self.conv: nn.Conv2d = SlicedQuantConv2d(spec)
+        else:
+            self.conv = SlicedConv2d(
+                spec.cin, spec.cout, spec.kernel, spec.stride, spec.kernel // 2, groups=spec.groups, bias=False
+            )
         self.norm = norm(spec.cout)
         self.act = ACTIVATIONS[spec.act]()
 
-    def forward(self, x: Tensor, out_channels: int) -> Tensor:
-        y: Tensor = self.act(self.norm(self.conv(x, out_channels)))
+    def forward(self, x: Tensor, spec: ConvSpec) -> Tensor:
+        y: Tensor = self.act(self.norm(self.conv(x, spec)))
         return y
 
 
 def run_sliced(chain: nn.Sequential, specs: Iterable[ConvSpec], x: Tensor) -> Tensor:
     """`x` through a chain of `SlicedConvNormAct`, as wide as `specs` say."""
     for layer, spec in zip(chain, specs, strict=True):
-        x = layer(x, spec.cout)
+        x = layer(x, spec)
     return x
 
 
@@ -92,7 +106,23 @@ class SlicedShuffleUnit(ShuffleUnit):
         return torch.cat((kept, run_sliced(self.main, block.main(), entry)), 1)
 
 
-SLICED: dict[type[Block], Callable[[Any, Norm], nn.Module]] = {ShuffleBlock: SlicedShuffleUnit}
+class SlicedQuantUnit(QuantUnit):
+    """`QuantUnit`, sliced: made for the widest block, run for any width and bits."""
+
+    def __init__(self, block: QuantBlock, norm: Norm) -> None:
+        super().__init__(block, norm, SlicedConvNormAct)
+
+    def forward(self, x: Tensor, block: QuantBlock) -> Tensor:  # type: ignore[override]
+        """`block` is what the architecture has there."""
+        kept = run_sliced(self.shortcut, block.shortcut(), x)
+        y: Tensor = self.act(run_sliced(self.main, block.main(), x) + kept)
+        return y
+
+
+SLICED: dict[type[Block], Callable[[Any, Norm], nn.Module]] = {
+    ShuffleBlock: SlicedShuffleUnit,
+    QuantBlock: SlicedQuantUnit,
+}
 """The sliced module of each kind of block that has one."""
 
 

@@ -6,12 +6,13 @@ import difflib
 from typing import Any
 
 from hwnas.errors import HwnasError, UsageError
-from hwnas.spaces import channels, fbnet, proxyless, shufflenet
+from hwnas.spaces import channels, fbnet, proxyless, resnet, shufflenet
 from hwnas.spaces.base import Arch, Family, Space
 
 __all__ = ["SPACES", "Arch", "Family", "Space", "arch_from_json", "get_space"]
 
-SPACES: dict[str, Family] = {**proxyless.FAMILIES, **fbnet.FAMILIES, **shufflenet.FAMILIES, **channels.FAMILIES}
+SPACES: dict[str, Family] = {**proxyless.FAMILIES, **fbnet.FAMILIES, **shufflenet.FAMILIES, **channels.FAMILIES,
+                             **resnet.FAMILIES}  # fmt: skip
 """Every space by the name that is typed for it."""
 
 MAX_CLASSES = 1_000_000

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hwnas.network import Network, NetworkBuilder, Ref
-from hwnas.ops import Op, Shape
+from hwnas.ops import Bits, Op, Shape
 from hwnas.spaces.base import Arch, Space
 
 if TYPE_CHECKING:
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ConvSpec:
-    """A convolution with BatchNorm and, where `act` names one, an activation; "same" padding for odd kernels."""
+    """A convolution with BatchNorm and, where `act` names one, an activation; "same" padding for odd kernels.
+
+    `bits` are those of a quantised one.
+    """
 
     name: str
     cin: int
@@ -36,9 +39,10 @@ class ConvSpec:
     stride: int = 1
     groups: int = 1
     act: str = ""
+    bits: Bits = ()
 
-    def op(self, shape: Shape, *, residual: bool = False) -> Op:
-        """The deployed operator on an image of `shape`."""
+    def op(self, shape: Shape, *, residual: bool = False, act: str = "") -> Op:
+        """The deployed operator on an image of `shape`; `act` comes after the residual where the layer has none."""
         return Op.conv(
             shape,
             self.cout,
@@ -46,8 +50,9 @@ class ConvSpec:
             stride=self.stride,
             groups=self.groups,
             norm=True,
-            act=self.act,
+            act=self.act or act,
             residual=residual,
+            bits=self.bits,
         )
 
 
@@ -116,25 +121,33 @@ class NetSpec:
         num_classes: outputs of the classifier.
         stem: the first convolution.
         blocks: in order, those that are left out not among them.
-        head: the 1x1 convolution before the pooling.
+        head: the 1x1 convolution before the pooling; None leaves it out.
         bias: the classifier has one.
         dropout: before the classifier, in training.
         norm_eps: BatchNorm's epsilon.
+        width: channels that the last block gives, where there is no head.
     """
 
     input_shape: Shape
     num_classes: int
     stem: ConvSpec
     blocks: tuple[Block, ...]
-    head: ConvSpec
+    head: ConvSpec | None
     bias: bool = True
     dropout: float = 0.0
     norm_eps: float = 1e-5
+    width: int = 0
+
+    @property
+    def features(self) -> int:
+        """Channels that the classifier takes."""
+        return self.head.cout if self.head else self.width
 
     def head_ops(self, shape: Shape) -> tuple[Op, ...]:
         """Head convolution, pooling and classifier on what the last block gives."""
-        conv = self.head.op(shape)
-        return (conv, Op.global_avg_pool(conv.output), Op.linear(self.head.cout, self.num_classes, bias=self.bias))
+        conv = (self.head.op(shape),) if self.head else ()
+        pool = Op.global_avg_pool(conv[0].output if conv else shape)
+        return (*conv, pool, Op.linear(self.features, self.num_classes, bias=self.bias))
 
     def network(self) -> Network:
         """The net as wired operators."""
@@ -142,7 +155,8 @@ class NetSpec:
         builder.add(self.stem.op(self.input_shape), name="stem")
         for index, block in enumerate(self.blocks):
             block.wire(builder, f"blocks.{index}.")
-        for name, op in zip(("head", "pool", "classifier"), self.head_ops(builder.shape()), strict=True):
+        names = ("head", "pool", "classifier") if self.head else ("pool", "classifier")
+        for name, op in zip(names, self.head_ops(builder.shape()), strict=True):
             builder.add(op, name=name)
         return builder.build()
 

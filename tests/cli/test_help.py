@@ -22,7 +22,7 @@ OPTIONS = {
     "lut merge": "--out",
     "lut export": "--lut --format --out",
     "predict": "--lut --measure",
-    "search": "--method --space --data --lut --device --latency --macs --params --out --recipe --population "
+    "search": "--method --space --data --lut --device --latency --macs --params --bitops --out --recipe --population "
     "--generations --allow-uncalibrated",
     "verify": "--device --latency",
     "export": "--out --format",

@@ -73,11 +73,11 @@ def test_blocks_and_channels_at_their_default_are_the_space_of_blocks() -> None:
         assert channels.network(Arch(channels.name, (4,) * 20)) == blocks.network(arch)
 
 
-@pytest.mark.parametrize(("name", "widths"), [("spos-channels-tiny", 8), ("spos-joint-tiny", 8)])
+@pytest.mark.parametrize(("name", "widths"), [("spos-channels-tiny", 8), ("spos-joint-tiny", 8), ("resnet18-quant", 3)])
 def test_a_channel_search_warms_up_from_the_widest(name: str, widths: int) -> None:
     space, rng = get_space(name), np.random.default_rng(0)
     paths = [space.sample(rng).genes for _ in range(200)]
-    for progress, narrowest in ((0.0, widths - 1), (0.5, widths - 4), (0.99, 1), (1.0, 0)):
+    for progress, narrowest in ((0.0, widths - 1), (0.5, widths // 2), (0.99, 1), (1.0, 0)):
         found = [space.widened(genes, progress) for genes in paths]
         assert {gene % widths for genes in found for gene in genes} == set(range(narrowest, widths))
         for genes, wide in zip(paths, found, strict=True):
