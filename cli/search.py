@@ -336,22 +336,28 @@ def _show(terminal: Terminal, document: dict[str, Any]) -> None:
 
     table = Table(box=None, pad_edge=False)
     table.add_column("net")
-    for title in ("budget", "predicted ms", "upper end", "MACs", "params", "accuracy", "random baseline"):
+    quantised = any(result["bitops"] for result in document["results"])
+    cost = ("BitOps",) if quantised else ("predicted ms", "upper end")
+    for title in ("budget", *cost, "MACs", "params", "accuracy", "random baseline"):
         table.add_column(title, justify="right", no_wrap=True)
     for result in document["results"]:
         baseline = (result.get("baseline") or {}).get("accuracy")
         table.add_row(
             result["net"],
             budget_text(result["budgets"]),
-            milliseconds(result["predicted_ms"]),
-            milliseconds(result["high_ms"]),
+            *(
+                [f"{result['bitops']:,}"]
+                if quantised
+                else map(milliseconds, (result["predicted_ms"], result["high_ms"]))
+            ),
             f"{result['macs']:,}",
             f"{result['params']:,}",
             percent(result["accuracy"]),
             percent(baseline),
         )
     evaluated = f"{document['evaluated']} architectures scored in {duration(document['seconds'])}"
-    terminal.table(table, f"{evaluated}; files in {document['run']}", f"next: hwnas verify {document['run']}")
+    following = [] if quantised else [f"next: hwnas verify {document['run']}"]  # nothing here runs so few bits
+    terminal.table(table, f"{evaluated}; files in {document['run']}", *following)
 
 
 def budget_text(budgets: Sequence[dict[str, Any]]) -> str:
