@@ -42,6 +42,7 @@ from hwnas.spaces.base import Space
 SPACES = ("proxyless", "spos-shufflenet", "fbnet")
 TEST = "test"
 SPLITS = 200
+QUICK_VISITS = 8
 NAIVE_RUNS = 15
 NAIVE_S = 0.05
 
@@ -137,9 +138,9 @@ def main() -> None:
 
 
 def _quicker(profile: DeviceProfile) -> DeviceProfile:
-    """Fewer runs, and no more visits for networks that are not certain enough."""
-    timing = profile.timing
-    return profile.model_copy(update={"timing": timing.model_copy(update={"max_passes": timing.min_passes, "runs": 4})})
+    """Fewer visits and runs, and no more visits for networks that are not certain enough."""
+    quick = {"min_passes": QUICK_VISITS, "max_passes": QUICK_VISITS, "runs": 4}
+    return profile.model_copy(update={"timing": profile.timing.model_copy(update=quick)})
 
 
 def measure(profile: DeviceProfile, space: Space, count: int, out: Path) -> Line:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,7 @@ from hwnas.measure.runtimes.base import KernelTime
 
 WORKER = (sys.executable, "-m", "hwnas.measure.worker")
 START_TIMEOUT_S = 120.0
+PIPE_BYTES = 1 << 20
 
 
 class MeasurementError(Exception):
@@ -182,9 +184,9 @@ class MeasuringProcess:
                 "do": "load",
                 "name": subject.name,
                 "role": subject.role,
-                "model": base64.b64encode(model).decode(),
                 "min_run_ms": self.profile.timing.min_run_ms,
-            }
+            },
+            payload=model,
         )
         repeats = answer.get("repeats")
         if type(repeats) is not int or repeats < 1:
@@ -196,12 +198,8 @@ class MeasuringProcess:
         """The network's first output for `images` [batch, C, H, W], computed on the device."""
         self.load(subject)
         answer = self._ask(
-            {
-                "do": "run",
-                "name": subject.name,
-                "shape": list(images.shape),
-                "image": base64.b64encode(np.ascontiguousarray(images, np.float32).tobytes()).decode(),
-            }
+            {"do": "run", "name": subject.name, "shape": list(images.shape)},
+            payload=np.ascontiguousarray(images, np.float32).tobytes(),
         )
         try:
             return np.frombuffer(base64.b64decode(answer["output"]), np.float32).reshape(answer["shape"])
@@ -222,6 +220,8 @@ class MeasuringProcess:
             raise MeasurementError(str(error), process_died=True) from None
         assert self._child.stdin is not None
         os.set_blocking(self._child.stdin.fileno(), False)
+        with contextlib.suppress(OSError, AttributeError):  # fewer, longer writes, where the system allows it
+            fcntl.fcntl(self._child.stdin.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._buffer = b""
         self._loaded.clear()
         options = {"threads": self.profile.thread_count}
@@ -231,12 +231,14 @@ class MeasuringProcess:
             raise MeasurementError(f"it does not say what it measures: {str(describe)[:80]}")
         self.describe = describe
 
-    def _ask(self, request: dict[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
+    def _ask(self, request: dict[str, Any], timeout_s: float | None = None, payload: bytes = b"") -> dict[str, Any]:
         if self._child is None:
             self._start()
         timeout_s = timeout_s or self.profile.timing.timeout_s
+        if payload:
+            request = {**request, "payload": len(payload)}
         try:
-            answer = self._exchange(json.dumps(request).encode() + b"\n", timeout_s)
+            answer = self._exchange((json.dumps(request).encode() + b"\n", payload), timeout_s)
         except TimeoutError:
             self._kill()
             raise MeasurementError(f"timed out after {timeout_s:g} s", process_died=True) from None
@@ -251,7 +253,7 @@ class MeasuringProcess:
             raise MeasurementError(str(answer.get("error")), fix=str(answer.get("fix", "")))
         return answer
 
-    def _exchange(self, line: bytes, timeout_s: float) -> dict[str, Any]:
+    def _exchange(self, parts: Sequence[bytes], timeout_s: float) -> dict[str, Any]:
         child = self._child
         assert child is not None
         assert child.stdin is not None
@@ -259,7 +261,8 @@ class MeasuringProcess:
         if self._buffer:
             raise ValueError(f"without being asked: {self._buffer[:80].decode(errors='replace')}")
         deadline = time.monotonic() + timeout_s
-        unsent = memoryview(line)  # written bit by bit: a child that hangs does not empty its pipe either
+        # written bit by bit: a child that hangs does not empty its pipe either
+        unsent = [memoryview(part) for part in parts if part]
         while b"\n" not in self._buffer:
             reads, writes, _ = select.select(
                 [child.stdout], [child.stdin] if unsent else [], [], max(0.0, deadline - time.monotonic())
@@ -267,7 +270,9 @@ class MeasuringProcess:
             if not reads and not writes:
                 raise TimeoutError
             if writes:
-                unsent = unsent[os.write(child.stdin.fileno(), unsent) :]
+                unsent[0] = unsent[0][os.write(child.stdin.fileno(), unsent[0]) :]
+                if not unsent[0]:
+                    del unsent[0]
             if not reads:
                 continue
             chunk = os.read(child.stdout.fileno(), 1 << 16)
