@@ -20,13 +20,18 @@ if TYPE_CHECKING:
 
 DEVICE = "cpu"
 
-SPACES = ("proxyless", "fbnet", "spos-shufflenet")
+SPACES = ("proxyless", "proxyless-gpu", "fbnet", "spos-shufflenet", "spos-channels", "spos-joint",
+          "resnet18-quant", "resnet34-quant")  # fmt: skip
 """The search spaces that help texts name, here so that help need not import them."""
 
 ATOM_SPACES = ("atomnas-a", "atomnas-b", "atomnas-c", "atomnas-tiny")
 """The spaces of atoms, for the methods atomnas, atomnas-equal and width."""
 
-SPACE_NAMES = f"{', '.join(SPACES)}, each has a NAME-tiny for images up to 64 pixels; atomnas-a/-b/-c or atomnas-tiny"
+SPACE_NAMES = (
+    f"{', '.join(SPACES)}, each has a NAME-tiny for images up to 64 pixels; "
+    "spos-channels@BLOCKS, @zoo:NAME or @RUN searches channels on those blocks instead of choice_3; "
+    "atomnas-a/-b/-c or atomnas-tiny"
+)
 
 
 def device_options(function: Function) -> Function:

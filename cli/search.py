@@ -48,6 +48,7 @@ SPACES = ("proxyless-tiny", "proxyless")
 @option("--latency", metavar="B", help="Budget: 17ms, 60% of the most expensive, zoo:NAME; several by comma.")
 @option("--macs", metavar="B", help="Budget: 330M; several by comma.")
 @option("--params", metavar="B", help="Budget: 4.2M; several by comma.")
+@option("--bitops", metavar="B", help="Budget of a quantised space: 6.3G (G is 2^30); several by comma.")
 @option("--out", type=file_path, metavar="RUN", help="The run folder; the same one goes on  [default: one under runs/]")
 @option("--recipe", metavar="NAME", help="A recipe that ships, or a TOML file  [default: default or atomnas]")
 @option("--population", type=click.IntRange(2), metavar="N", help="Of the evolution  [default: the recipe's]")
@@ -68,6 +69,7 @@ def command(
     latency: str | None,
     macs: str | None,
     params: str | None,
+    bitops: str | None,
     out: Path | None,
     recipe: str | None,
     population: int | None,
@@ -94,9 +96,12 @@ def command(
       hwnas search --latency 2ms --lut v100-tensorrt-fp16-b32 --allow-uncalibrated
     """
     _check_method(method)
-    typed = {cost: text for cost, text in (("latency", latency), ("macs", macs), ("params", params)) if text}
+    given = {"latency": latency, "macs": macs, "params": params, "bitops": bitops}
+    typed = {cost: text for cost, text in given.items() if text}
     if not typed and method != "atomnas":
-        raise UsageError("give a budget: --latency 17ms, --macs 330M or --params 4M")
+        raise UsageError(
+            "give a budget: --latency 17ms, --macs 330M, --params 4M, or --bitops 6.3G of a quantised space"
+        )
     wanted = _combinations(typed) if typed else [[]]
     info = _describe(terminal, data, image_size)
     if method in ATOM_METHODS:
@@ -107,6 +112,7 @@ def command(
         terminal.document(document) if terminal.json else _show(terminal, document)
         return
     searched = _space(terminal, space, info)
+    _check_bits(searched, typed)
     settings = _recipe(terminal, recipe, population, generations)
     priced = _price(terminal, searched, lut, device, needed="latency" in typed)
     _check_calibrated(priced, allowed=allow_uncalibrated or "latency" not in typed)
@@ -155,6 +161,23 @@ class Shared:
     threads: int | None
 
 
+def _check_bits(space: Space, typed: dict[str, str]) -> None:
+    """Refuses a budget that nothing of the space has: BitOps are of quantised nets only, which have no latency.
+
+    Raises:
+        UsageError: it says what to give instead.
+    """
+    from hwnas.network import NO_LOW_BITS
+
+    quantised = any(op.bits for op in space.supernet_ops())
+    if quantised and "latency" in typed:
+        raise UsageError(f"{space.name} has no latency: {NO_LOW_BITS}; give --bitops, e.g. --bitops 50%")
+    if not quantised and "bitops" in typed:
+        raise UsageError(
+            f"{space.name} has no BitOps: nothing of it is quantised; resnet18-quant and resnet34-quant are"
+        )
+
+
 def _check_method(method: str) -> None:
     if method in METHODS:
         return
@@ -193,6 +216,7 @@ def _describe(terminal: Terminal, data: str | None, image_size: int | None) -> D
 
 def _space(terminal: Terminal, name: str | None, info: DataInfo) -> Space:
     """The space that was named, or the one for the data's image size, for the data's classes."""
+    from hwnas.models import space_name
     from hwnas.spaces import SPACES as KNOWN
     from hwnas.spaces import get_space
 
@@ -200,7 +224,7 @@ def _space(terminal: Terminal, name: str | None, info: DataInfo) -> Space:
         fitting = [n for n in SPACES if KNOWN[n].image_sizes[0] <= info.image_size <= KNOWN[n].image_sizes[1]]
         name = fitting[0] if fitting else SPACES[0]  # the refusal says which sizes there are
         terminal.default("--space", name, f"for images of {info.image_size} pixels")
-    return get_space(name, image_size=info.image_size, num_classes=info.num_classes)
+    return get_space(space_name(name), image_size=info.image_size, num_classes=info.num_classes)
 
 
 def _recipe(terminal: Terminal, name: str | None, population: int | None, generations: int | None) -> Recipe:
@@ -265,9 +289,11 @@ def _price(terminal: Terminal, space: Space, lut: Path | None, device: str | Non
     Raises:
         HwnasError: a latency budget needs a table and there is none, or it lacks operators; it names the command.
     """
-    from hwnas.costs import macs_cost, params_cost
+    from hwnas.costs import bitops_cost, macs_cost, params_cost
 
     costs = {"macs": macs_cost(space), "params": params_cost(space)}
+    if bitops := bitops_cost(space):
+        return _Priced(space, {**costs, "bitops": bitops}, None, None, {})
     path = table_of(terminal, space, lut, device, needed=needed)
     if path is None:
         return _Priced(space, costs, None, None, {})
@@ -374,15 +400,20 @@ def _show(terminal: Terminal, document: dict[str, Any]) -> None:
     table.add_column("net")
     reduced = any(result.get("reduction") for result in document["results"])
     last = "by controller + projection" if reduced else "random baseline"
-    for title in ("budget", "predicted ms", "upper end", "MACs", "params", "accuracy", last):
+    quantised = any(result.get("bitops") for result in document["results"])
+    cost = ("BitOps",) if quantised else ("predicted ms", "upper end")
+    for title in ("budget", *cost, "MACs", "params", "accuracy", last):
         table.add_column(title, justify="right", no_wrap=True)
     for result in document["results"]:
         baseline = (result.get("baseline") or {}).get("accuracy")
         table.add_row(
             result["net"],
             budget_text(result["budgets"]),
-            milliseconds(result["predicted_ms"]),
-            milliseconds(result["high_ms"]),
+            *(
+                [f"{result['bitops']:,}"]
+                if quantised
+                else map(milliseconds, (result["predicted_ms"], result["high_ms"]))
+            ),
             f"{result['macs']:,}",
             f"{result['params']:,}",
             percent(result["accuracy"]),
@@ -390,7 +421,8 @@ def _show(terminal: Terminal, document: dict[str, Any]) -> None:
         )
     done = "nets trained" if document["method"] in ATOM_METHODS else "architectures scored"
     evaluated = f"{document['evaluated']} {done} in {duration(document['seconds'])}"
-    terminal.table(table, f"{evaluated}; files in {document['run']}", f"next: hwnas verify {document['run']}")
+    following = [] if quantised else [f"next: hwnas verify {document['run']}"]  # nothing here runs so few bits
+    terminal.table(table, f"{evaluated}; files in {document['run']}", *following)
 
 
 def _reduction(shares: dict[str, float]) -> str:

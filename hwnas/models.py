@@ -16,6 +16,8 @@ from hwnas.network import Network, Node
 if TYPE_CHECKING:
     from torch import nn
 
+    from hwnas.spaces.chain import NetSpec
+
 FORMS = "an ONNX file, a run folder, torchvision:NAME, zoo:NAME or space:NAME"
 """What can be typed for a MODEL."""
 
@@ -84,6 +86,41 @@ def load_model(text: str) -> LoadedModel:
         paths = ", ".join(str(model.folder) for model in models)
         raise UsageError(f"{text} has {len(models)} nets, name one of them: {paths}")
     return models[0]
+
+
+def space_name(text: str) -> str:
+    """The name of a space as `get_space` takes it, where `text` may name a net behind ``@`` whose blocks it stands on.
+
+    ``spos-channels@zoo:spos-319m`` and ``spos-channels@RUN`` become ``spos-channels@33x5…``.
+
+    Raises:
+        UsageError: there is no such net, or it has no choice blocks.
+        HwnasError: what is there cannot be read.
+    """
+    from hwnas.spaces.channels import blocks_of
+
+    base, at, source = text.partition("@")
+    if not at or not (source.startswith("zoo:") or Path(source).is_dir()):
+        return text
+    try:
+        return f"{base}@{blocks_of(_table_of(source))}"
+    except UsageError as error:
+        raise UsageError(f"{text[:80]!r} stands on no net of choice blocks: {error}") from None
+
+
+def _table_of(source: str) -> NetSpec:
+    """The table of layers of a net of the zoo, or of the one found net of a folder."""
+    from hwnas.spaces import arch_from_json
+    from hwnas.spaces.chain import ChainSpace
+    from hwnas.zoo import zoo_net
+
+    if source.startswith("zoo:"):
+        return zoo_net(source.removeprefix("zoo:"))
+    folder = load_model(source).folder
+    assert folder is not None
+    space, arch = arch_from_json(json.loads((folder / "arch.json").read_text(encoding="utf-8")))
+    assert isinstance(space, ChainSpace)
+    return space.net(arch)
 
 
 def _meant(text: str) -> str:
@@ -174,15 +211,12 @@ def _zoo(name: str) -> LoadedModel:
 def _space(name: str) -> LoadedModel:
     from hwnas.spaces import AtomSpace, find_space
 
-    space = find_space(name)
+    space = find_space(space_name(name))
     if isinstance(space, AtomSpace):
         arch = space.supernet_arch
         notes = {"log10_architectures": space.log10_size, "atoms": [sum(widths) for widths in arch.widths]}
         return LoadedModel(f"space:{name}", space.network(arch), supernet=True, notes=notes)
-    ops = list(space.fixed_ops())
-    for slot, choices in enumerate(space.slots):
-        for choice in range(len(choices)):
-            ops.extend(space.slot_ops(slot, choice))
+    ops = space.supernet_ops()
     network = Network(space.input_shape, tuple(Node(op, ()) for op in ops), (len(ops) - 1, 0))
     return LoadedModel(f"space:{name}", network, supernet=True)
 

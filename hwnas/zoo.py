@@ -15,6 +15,7 @@ from hwnas.spaces import Arch, get_space
 from hwnas.spaces.atoms import TABLES, AtomArch, AtomSpace, with_extras
 from hwnas.spaces.chain import ChainSpace, ConvSpec, NetSpec, Stage, slots_of
 from hwnas.spaces.mobile import MBConv
+from hwnas.spaces.resnet import RESNET18, RESNET34, uniform_resnet
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,7 @@ def _fbnet(layers: str, head: int = 1984) -> NetSpec:
     """A published FBNet: layers as kernel and widening, e.g. ``5e1g2``."""
     names = ["skip" if layer == "skip" else f"k{layer}" for layer in layers.replace("|", "").split()]
     net = _of_space("fbnet", names)
+    assert net.head is not None
     return replace(net, head=replace(net.head, cout=head))
 
 
@@ -98,6 +100,12 @@ def _atomnas(letter: str) -> NetSpec:
     name = f"atomnas-{letter}"
     widths = tuple(tuple(map(int, block.split(","))) for block in _ATOMNAS[letter].split("|"))
     return AtomSpace(name, TABLES[name], (3, 224, 224), 1000).net(AtomArch(name, widths))
+
+
+def _spos_channels(blocks: str, scales: str) -> NetSpec:
+    """A published net of SPOS with searched channels: blocks as in `_spos`, widths in fifths less one."""
+    kinds = blocks.replace(" ", "")
+    return _of_space(f"spos-channels@{kinds}", [f"{(int(scale) + 1) / 5:.1f}x" for scale in scales.replace(" ", "")])
 
 
 ZOO: dict[str, NetSpec] = {
@@ -130,6 +138,13 @@ ZOO: dict[str, NetSpec] = {
     **{f"atomnas-{letter}": _atomnas(letter) for letter in _ATOMNAS},
     # "+": the found nets with Swish and squeeze and excitation, which the paper retrains.
     **{f"atomnas-{letter}+": with_extras(_atomnas(letter)) for letter in _ATOMNAS},
+    "spos-328m": _spos_channels("33x5 5533 73755373 75x7", "6535 2634 25754674 4543"),
+    # The baselines of SPOS' table 6: all weights and activations of the residual blocks with the same bits.
+    **{
+        f"resnet{depth}-{bits}w{bits}a": uniform_resnet(table, bits)
+        for depth, table in ((18, RESNET18), (34, RESNET34))
+        for bits in (2, 3, 4)
+    },
 }
 """Every net by the name that is typed after ``zoo:``."""
 

@@ -229,14 +229,14 @@ def figures(request: SearchRequest, goal: Goal, arch: Arch) -> dict[str, Any]:
     ``feasible_fraction`` is the share of all architectures that meet the budgets, ``acceptance`` the share of the
     sampler's draws that could be kept.
     """
-    latency = request.costs.get("latency")
+    latency, bitops = request.costs.get("latency"), request.costs.get("bitops")
     used = [request.costs[budget.cost].upper.total_of(arch.genes) / budget.limit for budget in goal.budgets]
     return {
         "predicted_ms": latency.prices.total_of(arch.genes) if latency else None,
         "high_ms": latency.upper.total_of(arch.genes) if latency else None,
         "macs": round(macs_cost(request.space).prices.total_of(arch.genes)),
         "params": round(params_cost(request.space).prices.total_of(arch.genes)),
-        "bitops": None,
+        "bitops": round(bitops.prices.total_of(arch.genes)) if bitops else None,
         "budgets": [asdict(budget) for budget in goal.budgets],
         "budget_used": max(used) if used else None,
         "binding": binding(goal.budgets, request.costs),

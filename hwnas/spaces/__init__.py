@@ -6,7 +6,7 @@ import difflib
 from typing import Any
 
 from hwnas.errors import HwnasError, UsageError
-from hwnas.spaces import atoms, fbnet, proxyless, shufflenet
+from hwnas.spaces import atoms, channels, fbnet, proxyless, resnet, shufflenet
 from hwnas.spaces.atoms import AtomArch, AtomFamily, AtomSpace
 from hwnas.spaces.base import Arch, Family, Space
 
@@ -15,7 +15,8 @@ __all__ = [
     "find_space", "get_space",
 ]  # fmt: skip
 
-SPACES: dict[str, Family] = {**proxyless.FAMILIES, **fbnet.FAMILIES, **shufflenet.FAMILIES}
+SPACES: dict[str, Family] = {**proxyless.FAMILIES, **fbnet.FAMILIES, **shufflenet.FAMILIES, **channels.FAMILIES,
+                             **resnet.FAMILIES}  # fmt: skip
 """Every space of slots and choices by the name that is typed for it."""
 
 ATOM_SPACES: dict[str, AtomFamily] = atoms.FAMILIES
@@ -41,20 +42,24 @@ def find_space(name: str, *, image_size: int | None = None, num_classes: int | N
     """The space `name`, of slots or of atoms, for square RGB images.
 
     Args:
-        name: one of `SPACES` or `ATOM_SPACES`.
+        name: one of `SPACES` or `ATOM_SPACES`, and where its family has variants ``@`` and the variant.
         image_size: height and width in pixels; None is the space's own.
         num_classes: outputs of the classifier; None is the space's own.
 
     Raises:
         UsageError: there is no such space, or it is not meant for such images or so many classes.
     """
-    kind: dict[str, Family] | dict[str, AtomFamily] = ATOM_SPACES if name in ATOM_SPACES else SPACES
-    family = kind.get(name)
+    base, variant = name.partition("@")[::2]
+    kind: dict[str, Family] | dict[str, AtomFamily] = ATOM_SPACES if base in ATOM_SPACES else SPACES
+    family = kind.get(base)
     if family is None:
         names = [*SPACES, *ATOM_SPACES]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UsageError(f"no space is called {name[:80]!r}: {hint}Spaces: {', '.join(names)}")
+    variants = "" if isinstance(family, AtomFamily) else family.variants
+    if "@" in name and not (variant and variants):
+        raise UsageError(f"{name[:80]!r} is no space: write {base}{f'@{variants}' if variants else ''}")
     size = family.image_size if image_size is None else image_size
     smallest, largest = family.image_sizes
     if not smallest <= size <= largest:

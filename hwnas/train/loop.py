@@ -71,8 +71,15 @@ def make_optimizer(module: nn.Module, phase: Phase) -> torch.optim.Optimizer:
     """The optimizer of a phase; weight decay on parameters of two or more dimensions only.
 
     A parameter without a gradient is left alone by both: no decay, no momentum, no step counted. That is what keeps
-    the choices that a path did not take unchanged.
+    the choices that a path did not take unchanged. Of a weight that choices slice, a supernet guards the rest.
     """
+    optimizer = _optimizer(module, phase)
+    if guard := getattr(module, "guard", None):
+        guard(optimizer)
+    return optimizer
+
+
+def _optimizer(module: nn.Module, phase: Phase) -> torch.optim.Optimizer:
     parameters = list(module.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": phase.weight_decay},
@@ -263,8 +270,11 @@ def train_supernet(
 ) -> int:
     """Trains a supernet, one uniformly sampled path a step; see `train`."""
 
+    warm_up = batches.phase.widening * batches.phase.steps
+
     def forward(images: Tensor, step: int) -> Tensor:
-        scores: Tensor = supernet(images, sampled_path(supernet.space, batches.seed, step))
+        path = sampled_path(supernet.space, batches.seed, step)
+        scores: Tensor = supernet(images, supernet.space.widened(path, step / warm_up if warm_up else 1.0))
         return scores
 
     return train(

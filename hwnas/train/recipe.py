@@ -31,6 +31,9 @@ class Phase(BaseModel):
         label_smoothing: of the cross entropy.
         crop_padding: pixels of zeros around the image before a random crop back to its size.
         flip: mirrors half of the images.
+        widening: share of the steps of a supernet in which a channel search warms up: at first only the widest
+            choices are taken, then narrower ones too, at its end all. Supernets of others need it to converge; these
+            do without (`benchmarks/channel_training.py`). Without widths to search it does nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +51,7 @@ class Phase(BaseModel):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     crop_padding: int = Field(default=0, ge=0)
     flip: bool = True
+    widening: float = Field(default=0.0, ge=0, lt=1)
 
 
 class Scoring(BaseModel):
