@@ -415,8 +415,7 @@ class LatencyTable:
         query = """SELECT name, place, repeats, samples_ms FROM visits JOIN entries ON entry = entries.id
                    WHERE role = 'operator' AND place IS NOT NULL ORDER BY visits.id"""
         for name, place, launches, blob in self._select(query):
-            trust.samples(self.path, blob, launches)  # refuses an impossible count too
-            yield name, place, launches, trust.samples(self.path, blob)
+            yield name, place, launches, trust.samples(self.path, blob, launches) * launches
 
     def _alone(self) -> dict[str, Estimate]:
         """Operators that were timed alone, less what an empty run costs."""
@@ -554,7 +553,7 @@ class LatencyTable:
         number: int,
         totals_ms: Sequence[float],
         kernels: Mapping[str, NDArray[np.float64]],
-        launches: Mapping[str, int] | None = None,
+        launches: Mapping[str, int],
     ) -> None:
         """Stores one visit of the network `name` (role ``cover``) with what each operator took inside it, all or none.
 
@@ -562,7 +561,8 @@ class LatencyTable:
             session, number: of the visit.
             totals_ms: of all kernels, in each run.
             kernels: by operator key, the durations in each run.
-            launches: by operator key, as how many kernels it is run, each of which costs timing; None is 1.
+            launches: by operator key, as how many kernels it is run, each of which timing makes dearer; the column
+                `repeats` has it.
         """
         with self._writing() as db:
             db.execute("BEGIN")
@@ -573,8 +573,7 @@ class LatencyTable:
                     db.execute(
                         "INSERT OR IGNORE INTO entries (role, name, content) VALUES ('operator', ?, '{}')", (key,)
                     )
-                    count = (launches or {}).get(key, 1)
-                    self._insert_visit(db, session, "operator", key, number, count, samples, place)
+                    self._insert_visit(db, session, "operator", key, number, launches[key], samples, place)
             except BaseException:
                 db.execute("ROLLBACK")
                 raise

@@ -35,6 +35,7 @@ from hwnas.measure.runtimes.base import KernelTime
 WORKER = (sys.executable, "-m", "hwnas.measure.worker")
 START_TIMEOUT_S = 120.0
 PIPE_BYTES = 1 << 20
+"""What the pipe to the child holds: models of megabytes go through it in fewer writes."""
 
 
 class MeasurementError(Exception):
@@ -231,14 +232,16 @@ class MeasuringProcess:
             raise MeasurementError(f"it does not say what it measures: {str(describe)[:80]}")
         self.describe = describe
 
-    def _ask(self, request: dict[str, Any], timeout_s: float | None = None, payload: bytes = b"") -> dict[str, Any]:
+    def _ask(
+        self, request: dict[str, Any], timeout_s: float | None = None, payload: bytes | None = None
+    ) -> dict[str, Any]:
         if self._child is None:
             self._start()
         timeout_s = timeout_s or self.profile.timing.timeout_s
-        if payload:
+        if payload is not None:
             request = {**request, "payload": len(payload)}
         try:
-            answer = self._exchange((json.dumps(request).encode() + b"\n", payload), timeout_s)
+            answer = self._exchange((json.dumps(request).encode() + b"\n", payload or b""), timeout_s)
         except TimeoutError:
             self._kill()
             raise MeasurementError(f"timed out after {timeout_s:g} s", process_died=True) from None
