@@ -230,6 +230,8 @@ def test_a_model_alone_is_measured_with_networks_to_calibrate_on(hwnas: Hwnas, m
     assert again.document["measured"] == 0
     assert hwnas("predict", "net.onnx", "--lut", "t.lut", "--json").document["coverage"] == 1
     assert hwnas("profile", "--device", measured.profile, "--space", "none").code == 2
+    sized = hwnas("profile", "--device", measured.profile, "--model", "net.onnx", "--image-size", "64")
+    assert (sized.code, "name a --space" in sized.error) == (2, True)
 
 
 def test_networks_that_failed_are_named(hwnas: Hwnas, measured: Any) -> None:
