@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from hwnas.devices import DeviceProfile, find_profile
-from hwnas.latency.build import CALIBRATION_NETWORKS, build_table, calibration_archs
+from hwnas.latency.build import build_table
 from hwnas.latency.calibration import calibrate
 from hwnas.latency.model import LatencyModel
+from hwnas.latency.plan import CALIBRATION_NETWORKS, calibration_archs
 from hwnas.latency.table import LatencyTable, MeasuredNetwork
 from hwnas.latency.widths import NORMAL_90
 from hwnas.measure.lock import device_lock

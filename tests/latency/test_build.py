@@ -21,17 +21,10 @@ import pytest
 from quick import alive, kernels_of, quick_profile, tiny_network, wait_until
 
 from hwnas.errors import HwnasError
-from hwnas.latency.build import (
-    CALIBRATION_NETWORKS,
-    BuildReport,
-    build_table,
-    calibration_archs,
-    measure_missing,
-    overhead_network,
-    reference_network,
-)
+from hwnas.latency.build import BuildReport, build_table, measure_missing
 from hwnas.latency.lowering import lowering
 from hwnas.latency.model import LatencyModel
+from hwnas.latency.plan import CALIBRATION_NETWORKS, calibration_archs, overhead_network, reference_network
 from hwnas.latency.table import LatencyTable
 from hwnas.measure.lock import device_lock
 from hwnas.network import INPUT, Network, NetworkBuilder, Node

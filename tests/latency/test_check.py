@@ -14,7 +14,7 @@ import pytest
 from quick import quick_profile
 
 from hwnas.errors import HwnasError
-from hwnas.latency.build import CALIBRATION_NETWORKS, build_table
+from hwnas.latency.build import build_table
 from hwnas.latency.check import (
     LEAST_S,
     Pair,
@@ -26,6 +26,7 @@ from hwnas.latency.check import (
     pick,
     profile_anew,
 )
+from hwnas.latency.plan import CALIBRATION_NETWORKS
 from hwnas.latency.table import LatencyTable
 from hwnas.measure.statistics import Estimate
 from hwnas.progress import NullProgress

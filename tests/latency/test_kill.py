@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwnas.latency.build import COVER_VISITS
+from hwnas.latency.plan import COVER_VISITS
 from hwnas.latency.table import LatencyTable
 
 PROFILE = """
