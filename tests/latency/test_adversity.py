@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -28,15 +27,6 @@ MODELS = {"small": tiny_network(), "wide": tiny_network(16, 16)}
 KEYS = sorted({op.deployed().key for network in MODELS.values() for op in network.ops})
 
 
-@pytest.fixture(autouse=True, scope="module")
-def own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The lock of these tests: other tests measure the same device at the same time."""
-    before = tempfile.tempdir
-    tempfile.tempdir = str(tmp_path_factory.mktemp("lock"))
-    yield
-    tempfile.tempdir = before
-
-
 def profile_with_worker(script: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> BuildReport:
     """A real profile whose measuring process runs `script`."""
     started = partial(MeasuringProcess, command=(sys.executable, str(script)))
@@ -49,6 +39,8 @@ def profile_with_worker(script: Path, path: Path, monkeypatch: pytest.MonkeyPatc
 WORKER = """
 import os, sys, time
 from hwnas.measure import worker
+
+pytestmark = pytest.mark.usefixtures("own_lock")
 
 DO, WANTED, KERNELS = {do!r}, {wanted!r}, {kernels}
 LIES = {{"not a number": [float("nan")], "backwards": [-1.0], "too few": []}}

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -32,17 +31,10 @@ from hwnas.ops import Op
 from hwnas.progress import NullProgress
 from hwnas.spaces import get_space
 
+pytestmark = pytest.mark.usefixtures("own_lock")
+
 TINY = get_space("proxyless-tiny")
 SMALL = {"tiny": tiny_network(), "other": tiny_network(16, 16)}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The lock of these tests: other tests measure the same device at the same time."""
-    before = tempfile.tempdir
-    tempfile.tempdir = str(tmp_path_factory.mktemp("lock"))
-    yield
-    tempfile.tempdir = before
 
 
 class Notes(NullProgress):

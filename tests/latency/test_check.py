@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -31,6 +29,8 @@ from hwnas.latency.table import LatencyTable
 from hwnas.measure.statistics import Estimate
 from hwnas.progress import NullProgress
 from hwnas.spaces import get_space
+
+pytestmark = pytest.mark.usefixtures("own_lock")
 
 PROFILE = quick_profile(min_passes=6, max_passes=6, runs=3)
 
@@ -114,15 +114,6 @@ def test_without_networks_the_operators_settle_the_level() -> None:
 
 
 # -- a real table ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The lock of these tests: other tests measure the same device at the same time."""
-    before = tempfile.tempdir
-    tempfile.tempdir = str(tmp_path_factory.mktemp("lock"))
-    yield
-    tempfile.tempdir = before
 
 
 @pytest.fixture(scope="module")
