@@ -23,6 +23,8 @@ from hwnas.latency.table import LatencyTable
 from hwnas.measure.process import MeasuringProcess
 from hwnas.progress import NullProgress
 
+pytestmark = pytest.mark.usefixtures("own_lock")
+
 MODELS = {"small": tiny_network(), "wide": tiny_network(16, 16)}
 KEYS = sorted({op.deployed().key for network in MODELS.values() for op in network.ops})
 
@@ -39,8 +41,6 @@ def profile_with_worker(script: Path, path: Path, monkeypatch: pytest.MonkeyPatc
 WORKER = """
 import os, sys, time
 from hwnas.measure import worker
-
-pytestmark = pytest.mark.usefixtures("own_lock")
 
 DO, WANTED, KERNELS = {do!r}, {wanted!r}, {kernels}
 LIES = {{"not a number": [float("nan")], "backwards": [-1.0], "too few": []}}
