@@ -9,7 +9,7 @@ import click
 
 from hwnas.errors import UsageError
 
-from .choices import SPACE_NAMES, calibration_spaces, device_options, device_profile, table_path
+from .choices import DEFAULT_SPACES, SPACE_NAMES, calibration_spaces, device_options, device_profile, table_path
 from .options import Command, common, file_path, fraction, option
 from .terminal import Terminal, count
 
@@ -17,13 +17,18 @@ if TYPE_CHECKING:
     from hwnas.latency.build import BuildReport
     from hwnas.network import Network
 
-SPACES = ("proxyless", "proxyless-tiny")
-"""What is covered when neither a space nor a model is named."""
+NO_SPACE = "none"
+"""Typed for --space, where a model is to be measured alone."""
 
 
 @click.command("profile", cls=Command)
 @device_options
-@option("--space", multiple=True, metavar="SPACE", help=f"Cover this space; may be repeated: {SPACE_NAMES}; none.")
+@option(
+    "--space",
+    multiple=True,
+    metavar="SPACE",
+    help=f"Cover this space; may be repeated: {SPACE_NAMES}. Or {NO_SPACE}: the models alone.",
+)
 @option("--model", multiple=True, metavar="MODEL", help="Cover FILE.onnx, zoo:NAME, torchvision:NAME; may be repeated.")
 @option("--image-size", type=click.IntRange(1), help="Pixels of the spaces' images  [default: each space's own]")
 @option("--num-classes", type=click.IntRange(1), help="Classes of the spaces  [default: each space's own]")
@@ -66,12 +71,14 @@ def command(
     from hwnas.spaces import AtomSpace, find_space
 
     profile = device_profile(terminal, device, batch, precision, runtime, threads, target_error)
-    if "none" in space and (len(space) > 1 or not model):
-        raise UsageError("'--space none' leaves out every space: give it alone, with a --model")
+    if NO_SPACE in space and (len(space) > 1 or not model):
+        raise UsageError(f"'--space {NO_SPACE}' leaves out every space: give it alone, with a --model")
+    if model and (not space or NO_SPACE in space) and (image_size or num_classes):
+        raise UsageError("--image-size and --num-classes are of spaces, a model has its own: name a --space")
     if not space and not model:
-        space = SPACES
-        terminal.default("--space", " and ".join(SPACES))
-    names = [space_name(name) for name in space if name != "none"]
+        space = DEFAULT_SPACES
+        terminal.default("--space", " and ".join(DEFAULT_SPACES))
+    names = [space_name(name) for name in space if name != NO_SPACE]
     spaces = [find_space(name, image_size=image_size, num_classes=num_classes) for name in names]
     models = _networks(model)
     quantised = [s.name for s in spaces if not isinstance(s, AtomSpace) and any(op.bits for op in s.supernet_ops())]
@@ -80,7 +87,7 @@ def command(
         raise UsageError(f"{', '.join(quantised)}: no latency to measure, {NO_LOW_BITS}; search with --bitops")
     path = table_path(terminal, lut, profile)
     if models and not space:
-        spaces = calibration_spaces(terminal, models, path)
+        spaces = [*calibration_spaces(terminal, models, path)]
     terminal.kept = f"every finished measurement is in {path}"
     report = build_table(profile, path, spaces=spaces, models=models, progress=terminal.progress())
     document = _document(report, path)

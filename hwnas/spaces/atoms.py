@@ -340,8 +340,8 @@ def with_extras(net: NetSpec, *, act: str = "silu", ratio: float = 0.5) -> NetSp
         if isinstance(block, AtomBlock):
             block = replace(block, act=act, squeeze=int(ratio * block.cin))
         blocks.append(block)
-    stem, head = replace(net.stem, act=act), replace(net.head, act=act)
-    return replace(net, stem=stem, blocks=tuple(blocks), head=head)
+    head = replace(net.head, act=act) if net.head else None
+    return replace(net, stem=replace(net.stem, act=act), blocks=tuple(blocks), head=head)
 
 
 @dataclass(frozen=True, slots=True)
