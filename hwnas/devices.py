@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hwnas.errors import HwnasError, RuntimeMissing, UsageError
+from hwnas.measure.ssh import HOST, split_address
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -36,6 +37,8 @@ class DeviceProfile(BaseModel):
     Attributes:
         threads: intra-operator threads; 0 means all cores (`thread_count` resolves it).
         batch_size: images in one run; a latency is always that of a whole batch.
+        host: where it is, as ``ssh://[USER@]HOST[:PORT]``; empty is this machine.
+        python: the Python there; never stored in a table, which may come from a stranger.
     """
 
     model_config = _STRICT
@@ -49,10 +52,24 @@ class DeviceProfile(BaseModel):
     batch_size: int = Field(default=1, ge=1, le=4096)
     threads: int = Field(default=1, ge=0, le=1024)
     timing: Timing = Timing()
+    host: str = Field(default="", max_length=300, pattern=HOST)
+    python: str = Field(default="", max_length=500, pattern=r"^[^\x00-\x1f]*$")
+
+    @property
+    def address(self) -> str:
+        """What ``--device`` takes for it."""
+        return f"{self.host}/{self.name}" if self.host else self.name
+
+    @property
+    def lock_name(self) -> str:
+        """What two processes of this machine must not measure at once."""
+        return f"{self.host.removeprefix('ssh://')}-{self.device}" if self.host else self.device
 
     @property
     def thread_count(self) -> int:
-        """Threads that a run uses."""
+        """Threads that a run uses; 0 for all cores of a device that is elsewhere, which says how many it has."""
+        if self.host:
+            return self.threads
         return self.threads or len(os.sched_getaffinity(0))
 
     def override(self, **changes: Any) -> DeviceProfile:
@@ -106,12 +123,17 @@ def _read(text: str, origin: str) -> DeviceProfile:
 
 
 def find_profile(text: str) -> DeviceProfile:
-    """The profile that `text` names: a name in ``profiles/`` or the path of a TOML file.
+    """The profile that `text` names: a name in ``profiles/`` or the path of a TOML file, perhaps on another host.
+
+    ``ssh://HOST/PROFILE`` is a profile of this machine, by its name or path, measured there.
 
     Raises:
         UsageError: there is no such profile.
         HwnasError: the file cannot be read or has an unknown or ill-typed key.
     """
+    if text.startswith("ssh://"):
+        host, name, python = split_address(text)
+        return find_profile(name or "cpu").override(host=host, python=python or None)
     if text.endswith(".toml") or os.sep in text:
         try:
             return _read(Path(text).read_text(encoding="utf-8"), text)
@@ -136,15 +158,17 @@ class RuntimeStatus:
     fix: str
 
 
-def available_runtimes() -> list[RuntimeStatus]:
-    """Every shipped profile with whether it can be measured on this machine.
+def available_runtimes(host: str = "") -> list[RuntimeStatus]:
+    """Every shipped profile with whether it can be measured on this machine, or on an ``ssh://`` host.
 
     Each is tried in a measuring process, as measuring itself would: nothing is imported here.
     """
     from hwnas.measure.process import MeasuringProcess
 
     found = []
-    for profile in list_profiles():
+    where, _, python = split_address(host) if host else ("", "", "")
+    for shipped in list_profiles():
+        profile = shipped.override(host=where, python=python)
         try:
             with MeasuringProcess(profile) as process:
                 says = process.describe
@@ -166,8 +190,8 @@ def with_runtime(profile: DeviceProfile, runtime: str) -> DeviceProfile:
     if changed == profile:
         return profile
     shipped = list_profiles()
-    if profile in shipped:
+    if profile.override(host="", python="") in shipped:
         for known in shipped:
             if (known.device, known.runtime) == (profile.device, runtime):
-                return known
+                return known.override(host=profile.host, python=profile.python)
     return profile.override(runtime=runtime, name=f"{profile.name}-{runtime}")

@@ -17,10 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -29,10 +29,26 @@ from numpy.typing import NDArray
 
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError, RuntimeMissing
+from hwnas.measure import ssh
+from hwnas.measure.hardware import all_memory, free_memory, quiet_environment
+from hwnas.measure.lock import WAIT_S
 from hwnas.measure.runtimes.base import KernelTime
+from hwnas.progress import NullProgress, Progress
 
 WORKER = (sys.executable, "-m", "hwnas.measure.worker")
 START_TIMEOUT_S = 120.0
+SLOWEST_S = 60.0
+"""A wire that carries nothing for so long is taken to be cut."""
+DROPS = 3
+"""Lost connections at one and the same request that are repaired."""
+
+
+class LinkLost(Exception):
+    """The connection to a device that is elsewhere ended; nothing is said about what was being measured."""
+
+
+class Busy(Exception):
+    """Another process holds the lock of a device that is elsewhere."""
 
 
 class MeasurementError(Exception):
@@ -73,16 +89,26 @@ class MeasuringProcess:
     Args:
         profile: says which runtime with which options.
         memory_limit_bytes: sessions are kept loaded up to this sum; the longest unused go first.
-        command: how the child is started; for tests and, later, the far end of an ssh pipe.
+        command: how the child is started where the device is here; for tests.
+        progress: is told of waiting and of lost connections.
     """
 
     def __init__(
-        self, profile: DeviceProfile, *, memory_limit_bytes: int | None = None, command: tuple[str, ...] = WORKER
+        self,
+        profile: DeviceProfile,
+        *,
+        memory_limit_bytes: int | None = None,
+        command: tuple[str, ...] = WORKER,
+        progress: Progress | None = None,
     ) -> None:
         self.profile = profile
-        self.memory_limit_bytes = memory_limit_bytes or _half_of_free_memory()
+        self.memory_limit_bytes = memory_limit_bytes or free_memory() // 2
+        self.all_memory = all_memory()
+        self.load_average = list(os.getloadavg())
         self.describe: dict[str, Any] = {}
-        self._command = command
+        self._limit_given = memory_limit_bytes is not None
+        self._progress = progress or NullProgress()
+        self._command = ssh.command(profile.host, profile.python, uuid.uuid4().hex) if profile.host else command
         self._child: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self._complaints: IO[bytes] | None = None
@@ -94,7 +120,15 @@ class MeasuringProcess:
         except MeasurementError as error:
             self.close()
             reason = str(error) if error.fix else f"the measuring process did not start: {error}"
+            if self.profile.host:
+                reason = f"on {self.profile.host}: {reason}"
             raise RuntimeMissing(reason, error.fix) from None
+        except LinkLost as error:
+            self.close()
+            raise HwnasError(str(error)) from None
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -128,8 +162,8 @@ class MeasuringProcess:
         Raises:
             MeasurementError: it cannot be built or timed, hung, or took the process down.
         """
-        repeats = self.load(subject)
-        samples: Any = self._ask({"do": "time", "name": subject.name, "runs": runs}).get("samples_ms")
+        repeats, answer = self._loaded_ask(subject, {"do": "time", "name": subject.name, "runs": runs})
+        samples: Any = answer.get("samples_ms")
         if not _are_times(samples, runs):
             raise MeasurementError(f"the runtime returned impossible times: {str(samples)[:80]}")
         return repeats, samples
@@ -140,8 +174,8 @@ class MeasuringProcess:
         Raises:
             MeasurementError: it cannot be built or timed, hung, or took the process down.
         """
-        self.load(subject)
-        answer: Any = self._ask({"do": "kernels", "name": subject.name, "runs": runs}).get("kernels")
+        asked = {"do": "kernels", "name": subject.name, "runs": runs}
+        answer: Any = self._loaded_ask(subject, asked)[1].get("kernels")
         if not isinstance(answer, list) or not answer:
             raise MeasurementError("the runtime returned no kernels")
         try:
@@ -163,12 +197,49 @@ class MeasuringProcess:
             raise MeasurementError(f"the runtime returned impossible times of kernels: {str(times[0])[:80]}")
         return kernels
 
+    def _loaded_ask(self, subject: Subject, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Loads `subject` and asks about it; both again where the link was lost meanwhile."""
+        for lost in range(DROPS + 1):
+            try:
+                return self.load(subject), self._ask(request)
+            except LinkLost as error:
+                if lost == DROPS:
+                    raise HwnasError(
+                        f"the connection to {self.profile.host} was lost {lost + 1} times at {subject.name} ({error}): "
+                        "does it take the machine down? what was measured is kept, the same command goes on"
+                    ) from None
+                self._reconnect(error)
+        raise AssertionError("unreachable")
+
+    def _reconnect(self, error: LinkLost) -> None:
+        """Starts the far end again, with growing pauses.
+
+        Raises:
+            HwnasError: it stays out of reach, or another device answers.
+        """
+        before = dict(self.describe)
+        for pause_s in ssh.PAUSES_S:
+            self._progress.note(f"the connection to {self.profile.host} was lost ({error}): again in {pause_s:g} s")
+            time.sleep(pause_s)
+            try:
+                self._start()
+            except LinkLost as again:
+                error = again
+                continue
+            except MeasurementError as again:
+                raise HwnasError(f"{self.profile.host} cannot measure any more: {again}") from None
+            if before and self.describe != before:
+                raise HwnasError(f"{self.profile.host} was lost, and another set-up answers there now: start again")
+            return
+        raise HwnasError(f"{self.profile.host} stays out of reach ({error}): what was measured is kept, the same "
+                         "command goes on")  # fmt: skip
+
     def load(self, subject: Subject) -> int:
         """Makes sure that `subject` is loaded; returns how many copies one run executes."""
         if subject.name in self._loaded:
             self._loaded.move_to_end(subject.name)
             return self._loaded[subject.name][0]
-        if subject.memory_bytes > _all_memory():
+        if subject.memory_bytes > self.all_memory:
             raise MeasurementError(f"needs about {subject.memory_bytes / 1e9:.0f} GB, more memory than there is")
         try:
             model = subject.model()
@@ -194,15 +265,13 @@ class MeasuringProcess:
 
     def run(self, subject: Subject, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """The network's first output for `images` [batch, C, H, W], computed on the device."""
-        self.load(subject)
-        answer = self._ask(
-            {
-                "do": "run",
-                "name": subject.name,
-                "shape": list(images.shape),
-                "image": base64.b64encode(np.ascontiguousarray(images, np.float32).tobytes()).decode(),
-            }
-        )
+        asked = {
+            "do": "run",
+            "name": subject.name,
+            "shape": list(images.shape),
+            "image": base64.b64encode(np.ascontiguousarray(images, np.float32).tobytes()).decode(),
+        }
+        _, answer = self._loaded_ask(subject, asked)
         try:
             return np.frombuffer(base64.b64decode(answer["output"]), np.float32).reshape(answer["shape"])
         except (KeyError, TypeError, ValueError) as error:
@@ -215,7 +284,11 @@ class MeasuringProcess:
         pipe = subprocess.PIPE
         try:
             self._child = subprocess.Popen(
-                self._command, stdin=pipe, stdout=pipe, stderr=self._complaints, env=_environment()
+                self._command,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=self._complaints,
+                env=None if self.profile.host else quiet_environment(),
             )
         except OSError as error:
             self.close()
@@ -224,9 +297,53 @@ class MeasuringProcess:
         os.set_blocking(self._child.stdin.fileno(), False)
         self._buffer = b""
         self._loaded.clear()
-        options = {"threads": self.profile.thread_count}
+        if self.profile.host:
+            self._greet()
+        self._open()
+
+    def _greet(self) -> None:
+        """Hears who is there, past what the shell's start-up files may print."""
+        assert self._child is not None
+        deadline = time.monotonic() + START_TIMEOUT_S
+        said = None
+        try:
+            while said is None:
+                said = ssh.greeting(self._line(b"", deadline))
+        except (EOFError, BrokenPipeError, TimeoutError) as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(timeout=2)
+            code, words = self._child.returncode, self._last_words()
+            self._kill()
+            silent = f"{self.profile.host} does not answer" if isinstance(error, TimeoutError) else ""
+            raise LinkLost(silent or ssh.why_not(self.profile.host, code, words)) from None
+        try:
+            ssh.check_greeting(said, self.profile.host)
+            self.all_memory, free = int(said["memory"]), int(said["free_memory"])
+            self.load_average = [float(load) for load in said["load"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise HwnasError(f"{self.profile.host} does not speak as hwnas does ({error!r:.80})") from None
+        if not self._limit_given:
+            self.memory_limit_bytes = free // 2
+
+    def _open(self) -> None:
+        """Opens the runtime; far away, waits for the device's lock there."""
+        options = {"threads": self.profile.threads if self.profile.host else self.profile.thread_count}
         request = {"do": "open", "runtime": self.profile.runtime, "options": options}
-        describe = self._ask(request, START_TIMEOUT_S).get("describe")
+        if self.profile.host:
+            request["lock"] = self.profile.device
+        told, give_up = False, time.monotonic() + WAIT_S
+        while True:
+            try:
+                describe = self._ask(request, START_TIMEOUT_S).get("describe")
+            except Busy as busy:
+                if time.monotonic() > give_up:
+                    raise HwnasError(f"{busy} ({self.profile.host}) still: try later") from None
+                if not told:
+                    self._progress.note(f"{busy} ({self.profile.host}): waiting for it to finish")
+                told = True
+                time.sleep(1.0)
+                continue
+            break
         if not isinstance(describe, dict):
             raise MeasurementError(f"it does not say what it measures: {str(describe)[:80]}")
         self.describe = describe
@@ -238,15 +355,27 @@ class MeasuringProcess:
         try:
             answer = self._exchange(json.dumps(request).encode() + b"\n", timeout_s)
         except TimeoutError:
+            if self.profile.host and self._link_is_dead():
+                raise LinkLost(f"silent for {ssh.SILENCE_S:g} s") from None
             self._kill()
             raise MeasurementError(f"timed out after {timeout_s:g} s", process_died=True) from None
         except (BrokenPipeError, EOFError):
+            if self.profile.host:
+                words = self._last_words().strip(": ")
+                self._kill()
+                raise LinkLost(words or "it was closed") from None
             message = f"took the measuring process down ({self._reap()})"
             raise MeasurementError(message, process_died=True) from None
         except ValueError as error:
+            died = _death(str(error)) if self.profile.host else ""
+            words = self._last_words() if died else ""
             self._kill()
+            if died:
+                raise MeasurementError(f"took the measuring process down ({died}{words})", process_died=True) from None
             message = f"the measuring process answered nonsense ({' '.join(str(error).split())})"
             raise MeasurementError(message, process_died=True) from None
+        if answer.get("busy"):
+            raise Busy(str(answer.get("error"))[:200])
         if not answer["ok"]:
             raise MeasurementError(str(answer.get("error")), fix=str(answer.get("fix", "")))
         return answer
@@ -258,8 +387,26 @@ class MeasuringProcess:
         assert child.stdout is not None
         if self._buffer:
             raise ValueError(f"without being asked: {self._buffer[:80].decode(errors='replace')}")
-        deadline = time.monotonic() + timeout_s
-        unsent = memoryview(line)  # written bit by bit: a child that hangs does not empty its pipe either
+        if self.profile.host:  # the wire may be slow: the time runs from where the request has arrived
+            if json.loads(self._line(line, time.monotonic() + timeout_s, patient=True)) != {"got": True}:
+                raise ValueError("before it had read what it was asked")
+            line = b""
+        text = self._line(line, time.monotonic() + timeout_s)
+        while self.profile.host and not text.strip():
+            text = self._line(b"", time.monotonic() + timeout_s)
+        answer = json.loads(text)
+        if not isinstance(answer, dict) or "ok" not in answer:
+            raise ValueError(text[:200].decode(errors="replace"))
+        return answer
+
+    def _line(self, unsent: bytes | memoryview, deadline: float, *, patient: bool = False) -> bytes:
+        """Sends, and receives a line. Patient, the deadline moves as long as something is sent."""
+        child = self._child
+        assert child is not None
+        assert child.stdin is not None
+        assert child.stdout is not None
+        unsent = memoryview(unsent)  # written bit by bit: a child that hangs does not empty its pipe either
+        allowed_s = max(SLOWEST_S, deadline - time.monotonic())
         while b"\n" not in self._buffer:
             reads, writes, _ = select.select(
                 [child.stdout], [child.stdin] if unsent else [], [], max(0.0, deadline - time.monotonic())
@@ -268,6 +415,7 @@ class MeasuringProcess:
                 raise TimeoutError
             if writes:
                 unsent = unsent[os.write(child.stdin.fileno(), unsent) :]
+                deadline = time.monotonic() + allowed_s if patient else deadline
             if not reads:
                 continue
             chunk = os.read(child.stdout.fileno(), 1 << 16)
@@ -277,10 +425,17 @@ class MeasuringProcess:
         if unsent:
             raise ValueError("before it had read what it was asked")
         text, self._buffer = self._buffer.split(b"\n", 1)
-        answer = json.loads(text)
-        if not isinstance(answer, dict) or "ok" not in answer:
-            raise ValueError(text[:80].decode(errors="replace"))
-        return answer
+        return text
+
+    def _link_is_dead(self) -> bool:
+        """Whether ssh finds that nobody is there any more; it needs some time for that."""
+        assert self._child is not None
+        try:
+            self._child.wait(timeout=ssh.SILENCE_S)
+        except subprocess.TimeoutExpired:
+            return False
+        self._kill()
+        return True
 
     def _kill(self) -> None:
         if self._child is not None:
@@ -309,10 +464,12 @@ class MeasuringProcess:
         return f": {written[-1][:300]}" if written else ""
 
 
-def _environment() -> dict[str, str]:
-    """The child's environment: no thread pools beside the one that is asked for, no telemetry."""
-    quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CI": "true"}
-    return {**os.environ, **quiet}
+def _death(answer: str) -> str:
+    """How the worker ended, where that is what the far end's last line says."""
+    with contextlib.suppress(ValueError):
+        said = json.loads(answer)
+        return str(said["died"])[:80] if isinstance(said, dict) and "died" in said else ""
+    return ""
 
 
 def _are_times(samples: Any, runs: int, least: float = 1e-9) -> bool:
@@ -321,18 +478,3 @@ def _are_times(samples: Any, runs: int, least: float = 1e-9) -> bool:
         and len(samples) == runs
         and all(type(sample) in (int, float) and math.isfinite(sample) and sample >= least for sample in samples)
     )
-
-
-def _all_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _half_of_free_memory() -> int:
-    """Half of what can be had without swapping; memory that only caches files counts as free."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024 // 2
-    except OSError:
-        pass
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
