@@ -15,9 +15,13 @@ from .terminal import Terminal
 
 if TYPE_CHECKING:
     from hwnas.devices import DeviceProfile
+    from hwnas.network import Network
     from hwnas.spaces import Space
 
 DEVICE = "cpu"
+
+DEFAULT_SPACES = ("proxyless", "proxyless-tiny")
+"""What is profiled and searched where no space is named, for large images and for small ones."""
 
 SPACES = ("proxyless", "fbnet", "spos-shufflenet")
 """The search spaces that help texts name, here so that help need not import them."""
@@ -179,3 +183,42 @@ def table_profile(path: Path, device: str | None = None) -> DeviceProfile:
             raise HwnasError(
                 f"{path} was made by another hwnas, with a profile unknown to this one: profile anew, to another --lut"
             ) from None
+
+
+MOST_PIXELS = 320
+"""Networks of larger images take long, and tell no more of how far a sum of operators is off."""
+
+
+def default_space(image_size: int) -> str | None:
+    """The one of `DEFAULT_SPACES` that is meant for images of so many pixels, rather the small one; None: none is."""
+    from hwnas.spaces import SPACES as FAMILIES
+
+    fitting = [n for n in DEFAULT_SPACES if FAMILIES[n].image_sizes[0] <= image_size <= FAMILIES[n].image_sizes[1]]
+    return fitting[-1] if fitting else None
+
+
+def calibration_spaces(terminal: Terminal, networks: Mapping[str, Network], path: Path) -> list[Space]:
+    """Spaces whose networks tell how far predictions of `networks` are off, where the table at `path` cannot yet.
+
+    One for each image size: a calibration is of one input shape (`hwnas.latency.model`).
+    """
+    from hwnas.latency.model import MIN_GROUP
+    from hwnas.latency.table import LatencyTable
+    from hwnas.spaces import get_space
+
+    shapes = []
+    if path.exists():
+        with LatencyTable.open(path) as table:
+            shapes = [network.input_shape for network in table.networks()]
+    found: dict[tuple[str, int], Space] = {}
+    for shape in dict.fromkeys(network.input_shape for network in networks.values()):
+        if shapes.count(shape) >= MIN_GROUP or len(shape) != 3:
+            continue
+        size = min(MOST_PIXELS, max(shape[1:]))
+        name = default_space(size)
+        if name is not None:
+            found[name, size] = get_space(name, image_size=size)
+    if found:
+        sizes = " and ".join(f"{name} at {size} pixels" for name, size in found)
+        terminal.default("--space", f"{sizes}, to calibrate on ('none' leaves it out)")
+    return list(found.values())

@@ -21,14 +21,15 @@ PROTOCOL = 1
 def main(token: str) -> None:
     """Greets, ends what an earlier connection with the same token left behind, and serves."""
     from hwnas import __version__
-    from hwnas.measure.hardware import all_memory, free_memory, quiet_environment
+    from hwnas.measure.hardware import quiet_environment
+    from hwnas.memory import all_memory_bytes, free_memory_bytes
 
     end_former(token)
     greeting = {
         "hwnas": __version__,
         "protocol": PROTOCOL,
-        "memory": all_memory(),
-        "free_memory": free_memory(),
+        "memory": all_memory_bytes(),
+        "free_memory": free_memory_bytes(),
         "load": list(os.getloadavg()),
     }
     print(json.dumps(greeting), flush=True)  # noqa: T201 (stdout is the pipe)

@@ -1,4 +1,4 @@
-"""What the hardware calls itself: tables are bound to it. And what of it is free for measuring."""
+"""What the hardware calls itself: tables are bound to it. And the environment in which it is measured."""
 
 from __future__ import annotations
 
@@ -31,22 +31,6 @@ def cpu_name() -> str:
     if "CPU part" in known:  # ARM servers: two of them would else be taken for the same device
         name += f" (implementer {known.get('CPU implementer', '?')}, part {known['CPU part']})"
     return name
-
-
-def all_memory() -> int:
-    """Bytes of memory that the machine has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def free_memory() -> int:
-    """Bytes that can be had without swapping; memory that only caches files counts as free."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def quiet_environment() -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -19,7 +20,7 @@ import tempfile
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any, Self
@@ -30,13 +31,16 @@ from numpy.typing import NDArray
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError, RuntimeMissing
 from hwnas.measure import ssh
-from hwnas.measure.hardware import all_memory, free_memory, quiet_environment
+from hwnas.measure.hardware import quiet_environment
 from hwnas.measure.lock import WAIT_S
 from hwnas.measure.runtimes.base import KernelTime
+from hwnas.memory import all_memory_bytes, free_memory_bytes
 from hwnas.progress import NullProgress, Progress
 
 WORKER = (sys.executable, "-m", "hwnas.measure.worker")
 START_TIMEOUT_S = 120.0
+PIPE_BYTES = 1 << 20
+"""What the pipe to the child holds: models of megabytes go through it in fewer writes."""
 SLOWEST_S = 60.0
 """A wire that carries nothing for so long is taken to be cut."""
 DROPS = 3
@@ -102,8 +106,8 @@ class MeasuringProcess:
         progress: Progress | None = None,
     ) -> None:
         self.profile = profile
-        self.memory_limit_bytes = memory_limit_bytes or free_memory() // 2
-        self.all_memory = all_memory()
+        self.memory_limit_bytes = memory_limit_bytes or free_memory_bytes() // 2
+        self.all_memory = all_memory_bytes()
         self.load_average = list(os.getloadavg())
         self.describe: dict[str, Any] = {}
         self._limit_given = memory_limit_bytes is not None
@@ -197,11 +201,13 @@ class MeasuringProcess:
             raise MeasurementError(f"the runtime returned impossible times of kernels: {str(times[0])[:80]}")
         return kernels
 
-    def _loaded_ask(self, subject: Subject, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def _loaded_ask(
+        self, subject: Subject, request: dict[str, Any], payload: bytes | None = None
+    ) -> tuple[int, dict[str, Any]]:
         """Loads `subject` and asks about it; both again where the link was lost meanwhile."""
         for lost in range(DROPS + 1):
             try:
-                return self.load(subject), self._ask(request)
+                return self.load(subject), self._ask(request, payload=payload)
             except LinkLost as error:
                 if lost == DROPS:
                     raise HwnasError(
@@ -253,9 +259,9 @@ class MeasuringProcess:
                 "do": "load",
                 "name": subject.name,
                 "role": subject.role,
-                "model": base64.b64encode(model).decode(),
                 "min_run_ms": self.profile.timing.min_run_ms,
-            }
+            },
+            payload=model,
         )
         repeats = answer.get("repeats")
         if type(repeats) is not int or repeats < 1:
@@ -265,13 +271,9 @@ class MeasuringProcess:
 
     def run(self, subject: Subject, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """The network's first output for `images` [batch, C, H, W], computed on the device."""
-        asked = {
-            "do": "run",
-            "name": subject.name,
-            "shape": list(images.shape),
-            "image": base64.b64encode(np.ascontiguousarray(images, np.float32).tobytes()).decode(),
-        }
-        _, answer = self._loaded_ask(subject, asked)
+        asked = {"do": "run", "name": subject.name, "shape": list(images.shape)}
+        payload = np.ascontiguousarray(images, np.float32).tobytes()
+        _, answer = self._loaded_ask(subject, asked, payload)
         try:
             return np.frombuffer(base64.b64decode(answer["output"]), np.float32).reshape(answer["shape"])
         except (KeyError, TypeError, ValueError) as error:
@@ -295,6 +297,8 @@ class MeasuringProcess:
             raise MeasurementError(str(error), process_died=True) from None
         assert self._child.stdin is not None
         os.set_blocking(self._child.stdin.fileno(), False)
+        with contextlib.suppress(OSError, AttributeError):  # fewer, longer writes, where the system allows it
+            fcntl.fcntl(self._child.stdin.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._buffer = b""
         self._loaded.clear()
         if self.profile.host:
@@ -308,7 +312,7 @@ class MeasuringProcess:
         said = None
         try:
             while said is None:
-                said = ssh.greeting(self._line(b"", deadline))
+                said = ssh.greeting(self._line((), deadline))
         except (EOFError, BrokenPipeError, TimeoutError) as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._child.wait(timeout=2)
@@ -348,12 +352,16 @@ class MeasuringProcess:
             raise MeasurementError(f"it does not say what it measures: {str(describe)[:80]}")
         self.describe = describe
 
-    def _ask(self, request: dict[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
+    def _ask(
+        self, request: dict[str, Any], timeout_s: float | None = None, payload: bytes | None = None
+    ) -> dict[str, Any]:
         if self._child is None:
             self._start()
         timeout_s = timeout_s or self.profile.timing.timeout_s
+        if payload is not None:
+            request = {**request, "payload": len(payload)}
         try:
-            answer = self._exchange(json.dumps(request).encode() + b"\n", timeout_s)
+            answer = self._exchange((json.dumps(request).encode() + b"\n", payload or b""), timeout_s)
         except TimeoutError:
             if self.profile.host and self._link_is_dead():
                 raise LinkLost(f"silent for {ssh.SILENCE_S:g} s") from None
@@ -380,7 +388,7 @@ class MeasuringProcess:
             raise MeasurementError(str(answer.get("error")), fix=str(answer.get("fix", "")))
         return answer
 
-    def _exchange(self, line: bytes, timeout_s: float) -> dict[str, Any]:
+    def _exchange(self, parts: Sequence[bytes], timeout_s: float) -> dict[str, Any]:
         child = self._child
         assert child is not None
         assert child.stdin is not None
@@ -388,24 +396,25 @@ class MeasuringProcess:
         if self._buffer:
             raise ValueError(f"without being asked: {self._buffer[:80].decode(errors='replace')}")
         if self.profile.host:  # the wire may be slow: the time runs from where the request has arrived
-            if json.loads(self._line(line, time.monotonic() + timeout_s, patient=True)) != {"got": True}:
+            if json.loads(self._line(parts, time.monotonic() + timeout_s, patient=True)) != {"got": True}:
                 raise ValueError("before it had read what it was asked")
-            line = b""
-        text = self._line(line, time.monotonic() + timeout_s)
+            parts = ()
+        text = self._line(parts, time.monotonic() + timeout_s)
         while self.profile.host and not text.strip():
-            text = self._line(b"", time.monotonic() + timeout_s)
+            text = self._line((), time.monotonic() + timeout_s)
         answer = json.loads(text)
         if not isinstance(answer, dict) or "ok" not in answer:
             raise ValueError(text[:200].decode(errors="replace"))
         return answer
 
-    def _line(self, unsent: bytes | memoryview, deadline: float, *, patient: bool = False) -> bytes:
+    def _line(self, parts: Sequence[bytes], deadline: float, *, patient: bool = False) -> bytes:
         """Sends, and receives a line. Patient, the deadline moves as long as something is sent."""
         child = self._child
         assert child is not None
         assert child.stdin is not None
         assert child.stdout is not None
-        unsent = memoryview(unsent)  # written bit by bit: a child that hangs does not empty its pipe either
+        # written bit by bit: a child that hangs does not empty its pipe either
+        unsent = [memoryview(part) for part in parts if part]
         allowed_s = max(SLOWEST_S, deadline - time.monotonic())
         while b"\n" not in self._buffer:
             reads, writes, _ = select.select(
@@ -414,7 +423,9 @@ class MeasuringProcess:
             if not reads and not writes:
                 raise TimeoutError
             if writes:
-                unsent = unsent[os.write(child.stdin.fileno(), unsent) :]
+                unsent[0] = unsent[0][os.write(child.stdin.fileno(), unsent[0]) :]
+                if not unsent[0]:
+                    del unsent[0]
                 deadline = time.monotonic() + allowed_s if patient else deadline
             if not reads:
                 continue

@@ -1,17 +1,20 @@
 """The measuring process: owns the runtime, reads requests and answers them, one JSON document a line.
 
-Run as ``python -m hwnas.measure.worker``. It imports no torch. Requests carry ``do`` and what it needs:
+Run as ``python -m hwnas.measure.worker``. It imports no torch. Requests carry ``do`` and what it needs; a request with
+``payload`` is followed by so many bytes, as they are: a model of 20 MB as text takes longer than loading it.
 
 =========  ==============================================  =====================================
 do         with                                            answers
 =========  ==============================================  =====================================
 open       runtime, options, lock (a device, or none)      describe: what a table is bound to
-load       name, role (operator/network/kernels), model (base64)   repeats
+load       name, role, min_run_ms; payload: the model      repeats
 time       name, runs                                      samples_ms
 kernels    name, runs                                      kernels: node, kind, shapes and samples_ms of each
-run        name, shape, image (base64 float32)             shape, output (base64 float32)
+run        name, shape; payload: the image, float32        shape, output (base64 float32)
 unload     name
 =========  ==============================================  =====================================
+
+Roles are operator, network and kernels.
 
 An answer is ``{"ok": true, …}`` or ``{"ok": false, "error": "…"}``; that to ``open`` has ``fix`` too, a command, where
 the runtime is not installed, and ``busy`` where another process holds the lock. Far from the one who asks
@@ -90,7 +93,7 @@ class Worker:
     def do_load(self, request: dict[str, Any]) -> dict[str, Any]:
         if self.runtime is None:
             raise RuntimeError("load before open")
-        model = base64.b64decode(request["model"])
+        model = request["payload"]
         if request["role"] == "kernels":
             self.clocks[request["name"]] = self.runtime.load_kernels(model)
             return {"repeats": 1}
@@ -108,7 +111,7 @@ class Worker:
         return {"kernels": [asdict(time) for time in self.clocks[request["name"]].time_kernels(int(request["runs"]))]}
 
     def do_run(self, request: dict[str, Any]) -> dict[str, Any]:
-        image = np.frombuffer(base64.b64decode(request["image"]), np.float32).reshape(request["shape"])
+        image = np.frombuffer(request["payload"], np.float32).reshape(request["shape"])
         output = self.sessions[request["name"]].run(image)
         return {"shape": list(output.shape), "output": base64.b64encode(output.tobytes()).decode()}
 
@@ -118,15 +121,25 @@ class Worker:
         return {}
 
 
-def serve(requests: IO[str], answers: IO[str], *, far: bool = False) -> None:
-    """Answers until the requests end; says of each that it has arrived where the one who asks is far."""
+def serve(requests: IO[bytes], answers: IO[str], *, far: bool = False) -> None:
+    """Answers until the requests end; says of each that all of it has arrived where the one who asks is far."""
     worker = Worker()
     for line in requests:
+        request = json.loads(line)
+        if "payload" in request:
+            request["payload"] = _exactly(requests, int(request["payload"]))
         if far:
             answers.write('{"got": true}\n')
             answers.flush()
-        answers.write(json.dumps(worker.answer(json.loads(line))) + "\n")
+        answers.write(json.dumps(worker.answer(request)) + "\n")
         answers.flush()
+
+
+def _exactly(requests: IO[bytes], count: int) -> bytes:
+    payload = requests.read(count)
+    if len(payload) < count:  # whoever asked is gone
+        raise SystemExit(1)
+    return payload
 
 
 def _end_with_the_input() -> None:
@@ -145,7 +158,7 @@ def main() -> None:
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         threading.Thread(target=_end_with_the_input, daemon=True).start()
-        serve(sys.stdin, answers, far="--far" in sys.argv)
+        serve(sys.stdin.buffer, answers, far="--far" in sys.argv)
 
 
 if __name__ == "__main__":
