@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 PROTOCOL = 1
-"""Changes when an older far end would misunderstand what it is asked."""
+"""Changes when a far end of the same version would misunderstand what it is asked: between two checkouts."""
 
 
 def main(token: str) -> None:
@@ -28,6 +28,7 @@ def main(token: str) -> None:
     greeting = {
         "hwnas": __version__,
         "protocol": PROTOCOL,
+        "python": sys.executable,
         "memory": all_memory_bytes(),
         "free_memory": free_memory_bytes(),
         "load": list(os.getloadavg()),

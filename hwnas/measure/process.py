@@ -294,6 +294,9 @@ class MeasuringProcess:
             )
         except OSError as error:
             self.close()
+            if self.profile.host:
+                raise HwnasError(f"no ssh client to reach {self.profile.host}: install one, or set HWNAS_SSH to its "
+                                 f"command ({error})") from None  # fmt: skip
             raise MeasurementError(str(error), process_died=True) from None
         assert self._child.stdin is not None
         os.set_blocking(self._child.stdin.fileno(), False)

@@ -110,10 +110,10 @@ def check_greeting(said: dict[str, Any], host: str) -> None:
             f"{host}: {missing}; install hwnas there: python3 -m venv ~/.hwnas && ~/.hwnas/bin/pip install "
             f"hwnas=={__version__} (or its wheel), or name the Python that has it ({python} has not) with ?python=PATH"
         )
-    if said["protocol"] != PROTOCOL:
+    if said["hwnas"] != __version__ or said["protocol"] != PROTOCOL:  # it would measure otherwise
         raise HwnasError(
-            f"{host} has hwnas {str(said.get('hwnas'))[:20]}, which speaks otherwise than this one: there, run "
-            f"pip install hwnas=={__version__}"
+            f"{host} has hwnas {str(said['hwnas'])[:20]}, and {__version__} is here: there, run "
+            f"{shlex.quote(python)} -m pip install hwnas=={__version__}"
         )
 
 

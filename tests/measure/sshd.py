@@ -31,9 +31,11 @@ class Sshd:
         host_key = (folder / "host.pub").read_text()
         (folder / "known").write_text(f"[127.0.0.1]:{self.port} {host_key}")
         shutil.copy(folder / "user.pub", folder / "authorized")
+        (folder / "tmp").mkdir()
         (folder / "sshd_config").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nPidFile none\nUsePAM no\n"
             f"AuthorizedKeysFile {folder}/authorized\nStrictModes no\nPasswordAuthentication no\n"
+            f"SetEnv TMPDIR={folder}/tmp\n"  # a lock of the device for this server: other tests measure it too
         )
         (folder / "config").write_text(
             f"Host board\n HostName 127.0.0.1\n Port {self.port}\nHost *\n IdentityFile {folder}/user\n"
@@ -45,7 +47,11 @@ class Sshd:
     @property
     def variables(self) -> dict[str, str]:
         """What hwnas needs to reach it, and to find this very Python there."""
-        return {"HWNAS_SSH": f"ssh -F {self.folder}/config", "HWNAS_REMOTE_PYTHON": sys.executable}
+        return {
+            "HWNAS_SSH": f"ssh -F {self.folder}/config",
+            "HWNAS_REMOTE_PYTHON": sys.executable,
+            "TMPDIR": str(self.folder / "tmp"),
+        }
 
     def start(self) -> None:
         assert SSHD is not None

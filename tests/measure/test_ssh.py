@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from time import sleep
 
+import numpy as np
 import pytest
 from command import Hwnas
 from measure.sshd import Sshd, running
-from quick import quick_profile, tiny_network
+from quick import quick_profile, tiny_network, wait_until
 
+import hwnas as hwnas_package
+from hwnas import __version__
 from hwnas.devices import find_profile
 from hwnas.errors import HwnasError, UsageError
 from hwnas.latency.table import LatencyTable
 from hwnas.measure import ssh
 from hwnas.measure.onnx_models import network_to_onnx
 from hwnas.measure.process import MeasurementError, MeasuringProcess, Subject
+
+pytestmark = pytest.mark.usefixtures("own_lock")
 
 PROFILE = """name = "quick"
 runtime = "onnxruntime"
@@ -100,7 +106,7 @@ def test_dropped_and_hanging_links(server: Sshd, monkeypatch: pytest.MonkeyPatch
         server.start()
 
 
-def test_what_stands_in_the_way_is_one_line(server: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stands_in_the_way_is_one_line(server: Sshd, tmp_path: Path) -> None:
     hwnas = Hwnas(tmp_path)
 
     def says(address: str, **variables: str) -> str:
@@ -111,46 +117,86 @@ def test_what_stands_in_the_way_is_one_line(server: Sshd, tmp_path: Path, monkey
     assert "nobody knows the host" in says("ssh://no-such-host.invalid/cpu")
     assert "refused" in says("ssh://127.0.0.1:1/cpu")
     assert "no such Python" in says("ssh://board/cpu?python=/no/python")
-    bare = tmp_path / "bare"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
-    assert "install hwnas there" in says("ssh://board/cpu", HWNAS_REMOTE_PYTHON=str(bare / "bin" / "python"))
+    assert "HWNAS_SSH" in says("ssh://board/cpu", HWNAS_SSH="/no/ssh")
+    known, mine = (server.folder / "known").read_text(), (server.folder / "authorized").read_text()
     (server.folder / "known").write_text("")
     assert "does not trust" in says("ssh://board/cpu")
-    shutil.copy(server.folder / "known", server.folder / "authorized")
+    (server.folder / "known").write_text(known)
+    (server.folder / "authorized").write_text("")
+    assert "refuses the key" in says("ssh://board/cpu")
+    (server.folder / "authorized").write_text(mine)
+
+
+def test_a_host_without_hwnas_or_with_another_one(server: Sshd, tmp_path: Path) -> None:
+    hwnas = Hwnas(tmp_path)
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    variables = {**server.variables, "HWNAS_REMOTE_PYTHON": str(bare / "bin" / "python")}
+    absent = hwnas("devices", "--self-test", "ssh://board/cpu", env=variables).error
+    assert "No module named 'hwnas'" in absent
+    assert "install hwnas there: " in absent
+    listed = hwnas("devices", "ssh://board", env=variables).error  # the same for every profile: said once
+    assert "install hwnas there: " in listed
+
+    # an older hwnas there: this one's files, with the version of another
+    old = tmp_path / "old"
+    shutil.copytree(Path(hwnas_package.__file__).parent, old / "hwnas", ignore=shutil.ignore_patterns("__pycache__"))
+    init = old / "hwnas" / "__init__.py"
+    init.write_text(init.read_text().replace(__version__, "0.0.1"))
+    (site,) = bare.glob("lib/python3*/site-packages")
+    (site / "old.pth").write_text(f"{old}\n{Path(np.__file__).parent.parent}\n")
+    other = hwnas("devices", "--self-test", "ssh://board/cpu", env=variables).error
+    assert f"has hwnas 0.0.1, and {__version__} is here" in other
+    assert f"pip install hwnas=={__version__}" in other
 
 
 def test_a_profile_survives_what_happens_to_the_connection(server: Sshd, tmp_path: Path) -> None:
     (tmp_path / "quick.toml").write_text(PROFILE)
     hwnas = Hwnas(tmp_path)
-    command = ("profile", "--device", "ssh://board/./quick.toml", "--space", "proxyless-tiny", "--lut", "far.lut")
+    table = tmp_path / "far.lut"
+    command = ("profile", "--device", "ssh://board/./quick.toml", "--space", "proxyless-tiny", "--lut", table)
     environment = hwnas.environment(server.variables)
-    log = (tmp_path / "log").open("wb")
-    started = subprocess.Popen(hwnas.argv(*command), cwd=tmp_path, env=environment, stderr=log, stdout=log)
-    with log:
-        _wait_for_visits(tmp_path / "far.lut", 5)
-        server.drop()
-        sleep(0.2)
-        _wait_for_visits(tmp_path / "far.lut", 40)
-        started.kill()
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        started = subprocess.Popen(hwnas.argv(*command), cwd=tmp_path, env=environment, stderr=output, stdout=output)
+        wait_until(lambda: _visits(table) >= 5 or started.poll() is not None, 120)
+        server.drop()  # the connection only
+        wait_until(lambda: _visits(table) >= 20 or started.poll() is not None, 120)
+        server.stop()  # the server: nobody answers for a while
+        wait_until(lambda: "again in 2 s" in log.read_text() or started.poll() is not None, 120)
+        before = _visits(table)
+        server.start()
+        wait_until(lambda: _visits(table) >= before + 20 or started.poll() is not None, 120)
+        assert started.poll() is None, log.read_text()
+        started.kill()  # and at last the command itself
         started.wait()
-    with LatencyTable.open(tmp_path / "far.lut") as table:
-        before = table.fingerprint.split("-")[1]
+    before = _visits(table)
     document = hwnas(*command, "--json", env=server.variables).document
     assert document["failed"] == 0
-    assert document["entries"] > 0
-    with LatencyTable.open(tmp_path / "far.lut") as table:
-        assert int(table.fingerprint.split("-")[1]) > int(before) >= 40
-        assert table.header["profile"]["host"] == "ssh://board"
-        assert "python" not in table.header["profile"]
+    assert _visits(table) > before >= 40
+    with LatencyTable.open(table) as found:
+        assert found.header["profile"]["host"] == "ssh://board"
+        assert "python" not in found.header["profile"]
     again = hwnas(*command, "--json", env=server.variables).document
     assert again["measured"] == 0
+    assert again["reused"] == again["entries"] == document["entries"]
+    here = hwnas("profile", "--device", "./quick.toml", "--space", "proxyless-tiny", "--lut", "near.lut", "--json",
+                 env=server.variables).document  # fmt: skip
+    assert here["entries"] == again["entries"]
+    # complete, and nothing was measured twice for what happened
+    assert _measured(tmp_path / "near.lut") == _measured(table)
 
 
-def _wait_for_visits(path: Path, count: int) -> None:
-    for _ in range(600):
-        if path.is_file():
-            with LatencyTable.open(path) as table:
-                if int(table.fingerprint.split("-")[1]) >= count:
-                    return
-        sleep(0.1)
-    raise AssertionError((path.parent / "log").read_text())
+def _visits(path: Path) -> int:
+    if not path.is_file():
+        return 0
+    with LatencyTable.open(path) as table:
+        return int(table.fingerprint.split("-")[1])
+
+
+def _measured(path: Path) -> dict[str, int]:
+    """How often each entry was visited; the reference, which every start measures anew, left out."""
+    with closing(sqlite3.connect(path)) as database:
+        return dict(database.execute(
+            "SELECT role || ' ' || name, count(*) FROM visits JOIN entries ON entry = entries.id "
+            "WHERE role <> 'reference' GROUP BY entries.id"))  # fmt: skip
