@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from hwnas.network import Network
     from hwnas.spaces import Space
 
-DEVICE = "cpu"
-
 DEFAULT_SPACES = ("proxyless", "proxyless-tiny")
 """What is profiled and searched where no space is named, for large images and for small ones."""
 
@@ -35,7 +33,7 @@ def device_options(function: Function) -> Function:
         option("--device", metavar="DEVICE", help="A profile's name or path, or ssh://HOST/PROFILE  [default: cpu]"),
         option("--batch", type=click.IntRange(1), metavar="N", help="Images in one run  [default: the profile's]"),
         option("--precision", metavar="NAME", help="fp32 (the only one in this version)"),
-        option("--runtime", metavar="NAME", help="onnxruntime or openvino  [default: the profile's]"),
+        option("--runtime", metavar="NAME", help="As in 'hwnas devices': openvino, …  [default: the profile's]"),
         option("--threads", type=click.IntRange(0), metavar="N", help="0 is all cores  [default: the profile's]"),
     )
     for decorator in reversed(decorators):
@@ -53,10 +51,10 @@ def device_profile(
     target_error: float | None = None,
 ) -> DeviceProfile:
     """The profile that the device options name, with what they change."""
-    from hwnas.devices import find_profile, with_runtime
+    from hwnas.devices import default_device, find_profile, with_runtime
 
     if device is None:
-        device = DEVICE
+        device = default_device(runtime)
         terminal.default("--device", device)
     profile = find_profile(device)
     if runtime is not None:
@@ -119,8 +117,8 @@ def _fits(header: Mapping[str, Any], profile: DeviceProfile, given: Mapping[str,
         wanted["threads"] = profile.override(threads=wanted["threads"]).thread_count
     mine = header["profile"]["name"] == profile.name and header["runtime"] == profile.runtime
     there = header["profile"].get("host", "") == profile.host
-    # what is elsewhere is known by its host; measuring there compares the device itself
-    mine = mine and there and (bool(profile.host) or header["device"] == cpu_name())
+    # what is elsewhere is known by its host, a GPU by its profile; measuring there compares the device itself
+    mine = mine and there and (not profile.on_this_cpu or header["device"] == cpu_name())
     return mine and all(header[key] == value for key, value in wanted.items())
 
 
@@ -138,13 +136,12 @@ def named_table(terminal: Terminal, lut: Path, device: str | None) -> Path:
     from hwnas.measure.hardware import cpu_name
 
     lut = table_file(lut)
-    here = cpu_name()  # every profile of this version measures this machine's CPU
+    here = cpu_name()
     profile = find_profile(device) if device is not None else None  # a misspelt one is an error with a table too
     if lut.exists():
         with LatencyTable.open(lut) as table:
             measured, runtime = table.header["device"], table.header["runtime"]
-        elsewhere = profile is not None and profile.host
-        if measured != here and device is not None and not elsewhere:
+        if measured != here and device is not None and (profile is None or profile.on_this_cpu):
             raise HwnasError(f"{lut} was measured on {measured}, --device {device} is {here}: leave one of them out")
         if profile is not None and runtime != profile.runtime:
             raise HwnasError(f"{lut} was measured with {runtime}, --device {device} is {profile.runtime}: "

@@ -18,6 +18,10 @@ from hwnas.measure.ssh import HOST, split_address
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+GPU_RUNTIMES = ("onnxruntime-cuda", "onnxruntime-tensorrt")
+"""Runtimes that need a GPU."""
+
+
 class Timing(BaseModel):
     """The timing protocol of a profile (README, "How it measures")."""
 
@@ -46,8 +50,8 @@ class DeviceProfile(BaseModel):
     format: Literal[1] = 1
     name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
     description: str = ""
-    runtime: Literal["onnxruntime", "openvino"]
-    device: Literal["cpu"]
+    runtime: Literal["onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino"]
+    device: str = Field(pattern=r"^(cpu|cuda(:\d{1,3})?)$")
     precision: Literal["fp32"] = "fp32"
     batch_size: int = Field(default=1, ge=1, le=4096)
     threads: int = Field(default=1, ge=0, le=1024)
@@ -61,6 +65,11 @@ class DeviceProfile(BaseModel):
         return f"{self.host}/{self.name}" if self.host else self.name
 
     @property
+    def on_this_cpu(self) -> bool:
+        """Whether it is the CPU of this machine."""
+        return not self.host and self.device == "cpu"
+
+    @property
     def lock_name(self) -> str:
         """What two processes of this machine must not measure at once."""
         return f"{self.host.removeprefix('ssh://')}-{self.device}" if self.host else self.device
@@ -71,6 +80,13 @@ class DeviceProfile(BaseModel):
         if self.host:
             return self.threads
         return self.threads or len(os.sched_getaffinity(0))
+
+    def runtime_options(self) -> dict[str, Any]:
+        """What the measuring process opens the runtime with; far away, 0 threads are all cores there."""
+        options: dict[str, Any] = {"threads": self.thread_count}
+        if self.device != "cpu":
+            options["gpu"] = int(self.device.partition(":")[2] or 0)
+        return options
 
     def override(self, **changes: Any) -> DeviceProfile:
         """This profile with some fields replaced; None leaves a field as it is. `target_error` goes to `timing`.
@@ -90,6 +106,11 @@ def _validate(data: dict[str, Any], origin: str, error_type: type[HwnasError]) -
         profile = DeviceProfile.model_validate(data)
     except ValidationError as error:
         raise error_type(f"{origin}: {_first_problem(error)}") from None
+    on_gpu = profile.runtime in GPU_RUNTIMES
+    if on_gpu and profile.device == "cpu":
+        raise error_type(f"{origin}: the runtime {profile.runtime} needs an NVIDIA GPU (--device cuda), not the cpu")
+    if not on_gpu and profile.device != "cpu":
+        raise error_type(f"{origin}: the runtime {profile.runtime} runs on the cpu, not on {profile.device}")
     if profile.timing.min_passes > profile.timing.max_passes:
         raise error_type(f"{origin}: timing.min_passes is above timing.max_passes")
     return profile
@@ -178,6 +199,13 @@ def available_runtimes(host: str = "") -> list[RuntimeStatus]:
         reason = f"{says['runtime']} {says['runtime_version']}, {says['device']}, {says['cores']} cores"
         found.append(RuntimeStatus(profile.name, profile.runtime, True, reason, ""))
     return found
+
+
+def default_device(runtime: str | None = None) -> str:
+    """The profile where none is named: the CPU's, or the first that ships for a runtime that needs a GPU."""
+    if runtime in GPU_RUNTIMES:
+        return next((known.name for known in list_profiles() if known.runtime == runtime), "cpu")
+    return "cpu"
 
 
 def with_runtime(profile: DeviceProfile, runtime: str) -> DeviceProfile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from pathlib import Path
@@ -31,6 +32,24 @@ def cpu_name() -> str:
     if "CPU part" in known:  # ARM servers: two of them would else be taken for the same device
         name += f" (implementer {known.get('CPU implementer', '?')}, part {known['CPU part']})"
     return name
+
+
+def gpu_name(index: int) -> str:
+    """The name that the NVIDIA driver has for the GPU with this number.
+
+    Raises:
+        ImportError: there is no driver, or no such GPU.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        raise ImportError("no NVIDIA driver on this machine; --device cpu works") from None
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    code = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), index)
+    code = code or driver.cuDeviceGetName(name, len(name), device)
+    if code:
+        raise ImportError(f"the NVIDIA driver gives no GPU {index} (error {code}); --device cpu works")
+    return name.value.decode(errors="replace")
 
 
 def quiet_environment() -> dict[str, str]:

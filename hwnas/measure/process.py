@@ -334,8 +334,7 @@ class MeasuringProcess:
 
     def _open(self) -> None:
         """Opens the runtime; far away, waits for the device's lock there."""
-        options = {"threads": self.profile.threads if self.profile.host else self.profile.thread_count}
-        request = {"do": "open", "runtime": self.profile.runtime, "options": options}
+        request = {"do": "open", "runtime": self.profile.runtime, "options": self.profile.runtime_options()}
         if self.profile.host:
             request["lock"] = self.profile.device
         told, give_up = False, time.monotonic() + WAIT_S

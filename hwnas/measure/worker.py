@@ -72,7 +72,7 @@ class Worker:
         try:
             self.runtime = RUNTIMES[name](options)
         except ImportError as error:
-            return {"ok": False, "error": f"{name} cannot be imported here ({error})", "fix": INSTALL[name]}
+            return {"ok": False, "error": f"{name} cannot be used here ({error})", "fix": INSTALL[name]}
         return {"describe": self.runtime.describe()}
 
     def _hold(self, device: str) -> bool:
