@@ -21,6 +21,7 @@ PROTOCOL = 1
 def main(token: str) -> None:
     """Greets, ends what an earlier connection with the same token left behind, and serves."""
     from hwnas import __version__
+    from hwnas.measure.child import how_it_ended
     from hwnas.measure.hardware import quiet_environment
     from hwnas.memory import all_memory_bytes, free_memory_bytes
 
@@ -37,10 +38,8 @@ def main(token: str) -> None:
     command = [sys.executable, "-m", "hwnas.measure.worker", "--far", token]
     code = subprocess.Popen(command, env=quiet_environment()).wait()
     if code:
-        why = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
-        why += ", out of memory?" if code == -signal.SIGKILL else ""
         with contextlib.suppress(OSError):
-            print("\n" + json.dumps({"died": why}), flush=True)  # noqa: T201
+            print("\n" + json.dumps({"died": how_it_ended(code)}), flush=True)  # noqa: T201
 
 
 def end_former(token: str) -> None:

@@ -34,22 +34,18 @@ def cpu_name() -> str:
     return name
 
 
-def gpu_name(index: int) -> str:
-    """The name that the NVIDIA driver has for the GPU with this number.
-
-    Raises:
-        ImportError: there is no driver, or no such GPU.
-    """
+def gpu_name(number: int = 0) -> str | None:
+    """The name of an NVIDIA GPU, as CUDA gives it, asked of the driver itself; None where there is none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        raise ImportError("no NVIDIA driver on this machine; --device cpu works") from None
-    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
-    code = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), index)
-    code = code or driver.cuDeviceGetName(name, len(name), device)
-    if code:
-        raise ImportError(f"the NVIDIA driver gives no GPU {index} (error {code}); --device cpu works")
-    return name.value.decode(errors="replace")
+        return None
+    handle, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    # each answers 0 where it went well
+    failed: int = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(handle), number)
+    if failed or driver.cuDeviceGetName(name, len(name), handle):
+        return None
+    return name.value.decode(errors="replace").strip()
 
 
 def quiet_environment() -> dict[str, str]:

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import fcntl
 import json
 import math
 import os
-import select
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +26,7 @@ from numpy.typing import NDArray
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError, RuntimeMissing
 from hwnas.measure import ssh
+from hwnas.measure.child import Child, how_it_ended
 from hwnas.measure.hardware import quiet_environment
 from hwnas.measure.lock import WAIT_S
 from hwnas.measure.runtimes.base import KernelTime
@@ -39,10 +35,6 @@ from hwnas.progress import NullProgress, Progress
 
 WORKER = (sys.executable, "-m", "hwnas.measure.worker")
 START_TIMEOUT_S = 120.0
-PIPE_BYTES = 1 << 20
-"""What the pipe to the child holds: models of megabytes go through it in fewer writes."""
-SLOWEST_S = 60.0
-"""A wire that carries nothing for so long is taken to be cut."""
 DROPS = 3
 """Lost connections at one and the same request that are repaired."""
 
@@ -113,9 +105,7 @@ class MeasuringProcess:
         self._limit_given = memory_limit_bytes is not None
         self._progress = progress or NullProgress()
         self._command = ssh.command(profile.host, profile.python, uuid.uuid4().hex) if profile.host else command
-        self._child: subprocess.Popen[bytes] | None = None
-        self._buffer = b""
-        self._complaints: IO[bytes] | None = None
+        self._child: Child | None = None
         self._loaded: OrderedDict[str, tuple[int, int]] = OrderedDict()  # name -> (repeats, memory), oldest use first
 
     def __enter__(self) -> Self:
@@ -142,23 +132,13 @@ class MeasuringProcess:
 
     def close(self) -> None:
         """Ends the child."""
+        self._close()
+
+    def _close(self, *, kill: bool = False) -> None:
         child, self._child = self._child, None
         self._loaded.clear()
-        self._buffer = b""
-        if self._complaints is not None:
-            self._complaints.close()
-            self._complaints = None
-        if child is None:
-            return
-        for stream in (child.stdin, child.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
-        try:
-            child.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        if child is not None:
+            child.close(kill=kill)
 
     def time_ms(self, subject: Subject, runs: int) -> tuple[int, list[float]]:
         """Loads `subject` if need be and times `runs` runs. Returns (copies in a run, ms of each run).
@@ -282,28 +262,14 @@ class MeasuringProcess:
     # -- the pipe ----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the child)
-        pipe = subprocess.PIPE
+        self._loaded.clear()
         try:
-            self._child = subprocess.Popen(
-                self._command,
-                stdin=pipe,
-                stdout=pipe,
-                stderr=self._complaints,
-                env=None if self.profile.host else quiet_environment(),
-            )
+            self._child = Child(self._command, None if self.profile.host else quiet_environment())
         except OSError as error:
-            self.close()
             if self.profile.host:
                 raise HwnasError(f"no ssh client to reach {self.profile.host}: install one, or set HWNAS_SSH to its "
                                  f"command ({error})") from None  # fmt: skip
             raise MeasurementError(str(error), process_died=True) from None
-        assert self._child.stdin is not None
-        os.set_blocking(self._child.stdin.fileno(), False)
-        with contextlib.suppress(OSError, AttributeError):  # fewer, longer writes, where the system allows it
-            fcntl.fcntl(self._child.stdin.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        self._buffer = b""
-        self._loaded.clear()
         if self.profile.host:
             self._greet()
         self._open()
@@ -315,12 +281,10 @@ class MeasuringProcess:
         said = None
         try:
             while said is None:
-                said = ssh.greeting(self._line((), deadline))
+                said = ssh.greeting(self._child.line((), deadline))
         except (EOFError, BrokenPipeError, TimeoutError) as error:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._child.wait(timeout=2)
-            code, words = self._child.returncode, self._last_words()
-            self._kill()
+            code, words = self._child.wait(2), self._child.last_words()
+            self._close(kill=True)
             silent = f"{self.profile.host} does not answer" if isinstance(error, TimeoutError) else ""
             raise LinkLost(silent or ssh.why_not(self.profile.host, code, words)) from None
         try:
@@ -359,27 +323,30 @@ class MeasuringProcess:
     ) -> dict[str, Any]:
         if self._child is None:
             self._start()
+        assert self._child is not None
         timeout_s = timeout_s or self.profile.timing.timeout_s
         if payload is not None:
             request = {**request, "payload": len(payload)}
         try:
-            answer = self._exchange((json.dumps(request).encode() + b"\n", payload or b""), timeout_s)
+            answer = self._exchange(self._child, (json.dumps(request).encode() + b"\n", payload or b""), timeout_s)
         except TimeoutError:
-            if self.profile.host and self._link_is_dead():
+            # ssh needs some time to find that nobody is there any more
+            lost = self.profile.host and self._child.wait(ssh.SILENCE_S) is not None
+            self._close(kill=True)
+            if lost:
                 raise LinkLost(f"silent for {ssh.SILENCE_S:g} s") from None
-            self._kill()
             raise MeasurementError(f"timed out after {timeout_s:g} s", process_died=True) from None
         except (BrokenPipeError, EOFError):
             if self.profile.host:
-                words = self._last_words().strip(": ")
-                self._kill()
+                words = self._child.last_words().strip(": ")
+                self._close(kill=True)
                 raise LinkLost(words or "it was closed") from None
             message = f"took the measuring process down ({self._reap()})"
             raise MeasurementError(message, process_died=True) from None
         except ValueError as error:
             died = _death(str(error)) if self.profile.host else ""
-            words = self._last_words() if died else ""
-            self._kill()
+            words = self._child.last_words() if died else ""
+            self._close(kill=True)
             if died:
                 raise MeasurementError(f"took the measuring process down ({died}{words})", process_died=True) from None
             message = f"the measuring process answered nonsense ({' '.join(str(error).split())})"
@@ -390,91 +357,32 @@ class MeasuringProcess:
             raise MeasurementError(str(answer.get("error")), fix=str(answer.get("fix", "")))
         return answer
 
-    def _exchange(self, parts: Sequence[bytes], timeout_s: float) -> dict[str, Any]:
-        child = self._child
-        assert child is not None
-        assert child.stdin is not None
-        assert child.stdout is not None
-        if self._buffer:
-            raise ValueError(f"without being asked: {self._buffer[:80].decode(errors='replace')}")
+    def _exchange(self, child: Child, parts: Sequence[bytes], timeout_s: float) -> dict[str, Any]:
+        if child.unread:
+            raise ValueError(f"without being asked: {child.unread[:80].decode(errors='replace')}")
+        text = self._line(child, parts, timeout_s)
         if self.profile.host:  # the wire may be slow: the time runs from where the request has arrived
-            if json.loads(self._line(parts, time.monotonic() + timeout_s, patient=True)) != {"got": True}:
-                raise ValueError("before it had read what it was asked")
-            parts = ()
-        text = self._line(parts, time.monotonic() + timeout_s)
-        while self.profile.host and not text.strip():
-            text = self._line((), time.monotonic() + timeout_s)
+            if json.loads(text) != {"got": True}:
+                raise ValueError(text[:200].decode(errors="replace"))
+            text = self._line(child, (), timeout_s)
         answer = json.loads(text)
         if not isinstance(answer, dict) or "ok" not in answer:
             raise ValueError(text[:200].decode(errors="replace"))
         return answer
 
-    def _line(self, parts: Sequence[bytes], deadline: float, *, patient: bool = False) -> bytes:
-        """Sends, and receives a line. Patient, the deadline moves as long as something is sent."""
-        child = self._child
-        assert child is not None
-        assert child.stdin is not None
-        assert child.stdout is not None
-        # written bit by bit: a child that hangs does not empty its pipe either
-        unsent = [memoryview(part) for part in parts if part]
-        allowed_s = max(SLOWEST_S, deadline - time.monotonic())
-        while b"\n" not in self._buffer:
-            reads, writes, _ = select.select(
-                [child.stdout], [child.stdin] if unsent else [], [], max(0.0, deadline - time.monotonic())
-            )
-            if not reads and not writes:
-                raise TimeoutError
-            if writes:
-                unsent[0] = unsent[0][os.write(child.stdin.fileno(), unsent[0]) :]
-                if not unsent[0]:
-                    del unsent[0]
-                deadline = time.monotonic() + allowed_s if patient else deadline
-            if not reads:
-                continue
-            chunk = os.read(child.stdout.fileno(), 1 << 16)
-            if not chunk:
-                raise EOFError
-            self._buffer += chunk
-        if unsent:
-            raise ValueError("before it had read what it was asked")
-        text, self._buffer = self._buffer.split(b"\n", 1)
+    def _line(self, child: Child, parts: Sequence[bytes], timeout_s: float) -> bytes:
+        text = child.line(parts, time.monotonic() + timeout_s, patient=bool(self.profile.host))
+        while self.profile.host and not text.strip():  # the far end starts a line before it says how the worker ended
+            text = child.line((), time.monotonic() + timeout_s)
         return text
-
-    def _link_is_dead(self) -> bool:
-        """Whether ssh finds that nobody is there any more; it needs some time for that."""
-        assert self._child is not None
-        try:
-            self._child.wait(timeout=ssh.SILENCE_S)
-        except subprocess.TimeoutExpired:
-            return False
-        self._kill()
-        return True
-
-    def _kill(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-        self.close()
 
     def _reap(self) -> str:
         assert self._child is not None
-        try:
-            code = self._child.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            self._kill()
+        code, words = self._child.wait(2), self._child.last_words()
+        self._close(kill=code is None)
+        if code is None:
             return "closed its output"
-        words = self._last_words()
-        self.close()
-        if code < 0:
-            return f"killed by {signal.Signals(-code).name}" + (", out of memory?" if code == -signal.SIGKILL else "")
-        return f"exit {code}{words}"
-
-    def _last_words(self) -> str:
-        """The last line that the child wrote to stderr: of a traceback, the error."""
-        assert self._complaints is not None
-        self._complaints.seek(max(0, self._complaints.seek(0, os.SEEK_END) - 4096))
-        lines = self._complaints.read().decode(errors="replace").split("\n")
-        written = [line.strip() for line in lines if line.strip()]
-        return f": {written[-1][:300]}" if written else ""
+        return how_it_ended(code) + (words if code >= 0 else "")
 
 
 def _death(answer: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +103,17 @@ def test_dropped_and_hanging_links(server: Sshd, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(MeasurementError) as caught:  # the operator's own failure stays one
             process.time_ms(broken, 1)
         assert not caught.value.process_died
+        (worker,) = _workers(process)
+        os.kill(worker, signal.SIGKILL)  # the worker's own end is not the link's
+        wait_until(lambda: not _workers(process))
+        with pytest.raises(MeasurementError, match=r"took the measuring process down \(killed by SIGKILL") as caught:
+            process.time_ms(SUBJECT, 1)
+        assert caught.value.process_died
+        assert len(process.time_ms(SUBJECT, 2)[1]) == 2
+        large = np.zeros((1, 3, 1024, 1024), np.float32)  # 12 MB through ssh, which splits them as it likes
+        with pytest.raises(MeasurementError, match=r"shape|dimension"):
+            process.run(SUBJECT, large)
+        assert process.run(SUBJECT, np.ones((1, 3, 8, 8), np.float32)).shape == (1, 4)
         server.stop()
         with pytest.raises(HwnasError, match=r"stays out of reach .* the same command goes on"):
             process.time_ms(SUBJECT, 1)
@@ -185,6 +199,18 @@ def test_a_profile_survives_what_happens_to_the_connection(server: Sshd, tmp_pat
     assert here["entries"] == again["entries"]
     # complete, and nothing was measured twice for what happened
     assert _measured(tmp_path / "near.lut") == _measured(table)
+
+
+def _workers(process: MeasuringProcess) -> list[int]:
+    """The far workers of this very connection."""
+    (token,) = re.findall(r"[0-9a-f]{32}", process._command[-1])
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if b"--far" in words and token.encode() in words:
+                found.append(int(folder.name))
+    return found
 
 
 def _visits(path: Path) -> int:

@@ -64,6 +64,8 @@ class Provider:
         if self.memory == "cpu":
             return cpu_name()
         name = gpu_name(gpu)
+        if name is None:
+            raise ImportError(f"no NVIDIA driver here, or no GPU {gpu}; --device cpu works")
         # TensorFloat-32 is no fp32. CUDA's provider has an option for that, TensorRT's has none; NVIDIA's libraries
         # read this when they are loaded
         os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
