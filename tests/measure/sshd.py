@@ -77,6 +77,11 @@ class Sshd:
         for pid in self.sessions():
             os.kill(pid, signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """Lets every connection stand there in silence; the server goes on."""
+        for pid in self.sessions():
+            os.kill(pid, signal.SIGSTOP)
+
     def stop(self) -> None:
         """Ends the server and every connection."""
         if self._server is not None:

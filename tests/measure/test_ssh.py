@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from command import Hwnas
 from measure.sshd import Sshd, running
-from quick import quick_profile, tiny_network, wait_until
+from quick import alive, quick_profile, tiny_network, wait_until
 
 import hwnas as hwnas_package
 from hwnas import __version__
@@ -90,7 +90,7 @@ def test_a_hostile_python_is_one_word_of_no_shell(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_dropped_and_hanging_links(server: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropped_links(server: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssh, "PAUSES_S", (0.1, 0.2, 0.5))
     profile = quick_profile().override(host="ssh://board")
     with MeasuringProcess(profile) as process:
@@ -120,13 +120,31 @@ def test_dropped_and_hanging_links(server: Sshd, monkeypatch: pytest.MonkeyPatch
         server.start()
 
 
-def test_what_stands_in_the_way_is_one_line(server: Sshd, tmp_path: Path) -> None:
-    hwnas = Hwnas(tmp_path)
+def test_a_link_that_falls_silent(server: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody closes it: ssh notices, and what still holds the device there is ended before it is measured on anew."""
+    monkeypatch.setattr(ssh, "PAUSES_S", (0.1, 0.2, 0.5))
+    monkeypatch.setenv(
+        "HWNAS_SSH", f"{server.variables['HWNAS_SSH']} -o ServerAliveInterval=1 -o ServerAliveCountMax=1"
+    )
+    with MeasuringProcess(quick_profile().override(host="ssh://board")) as process:
+        assert process.time_ms(SUBJECT, 2)
+        former = _workers(process)
+        server.freeze()
+        assert len(process.time_ms(SUBJECT, 3)[1]) == 3
+        assert len(former) == 1
+        assert _workers(process) != former
+        assert not alive(former[0])
 
+
+def test_what_stands_in_the_way_is_one_line(server: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def says(address: str, **variables: str) -> str:
-        finished = hwnas("devices", "--self-test", address, env={**server.variables, **variables})
-        assert finished.code == 1
-        return finished.error
+        with monkeypatch.context() as patch, pytest.raises(HwnasError) as caught:  # noqa: PT012
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            with MeasuringProcess(find_profile(address)):
+                pass
+        assert len(str(caught.value).splitlines()) == 1
+        return str(caught.value)
 
     assert "nobody knows the host" in says("ssh://no-such-host.invalid/cpu")
     assert "refused" in says("ssh://127.0.0.1:1/cpu")
@@ -138,6 +156,10 @@ def test_what_stands_in_the_way_is_one_line(server: Sshd, tmp_path: Path) -> Non
     (server.folder / "known").write_text(known)
     (server.folder / "authorized").write_text("")
     assert "refuses the key" in says("ssh://board/cpu")
+    typed = Hwnas(tmp_path)("profile", "--device", "ssh://board/cpu", "--space", "proxyless-tiny",
+                          env=server.variables)  # fmt: skip
+    assert (typed.code, "refuses the key" in typed.error) == (1, True)
+    assert not list(tmp_path.glob("tables/*"))
     (server.folder / "authorized").write_text(mine)
 
 
@@ -194,10 +216,10 @@ def test_a_profile_survives_what_happens_to_the_connection(server: Sshd, tmp_pat
     again = hwnas(*command, "--json", env=server.variables).document
     assert again["measured"] == 0
     assert again["reused"] == again["entries"] == document["entries"]
+    # complete, and nothing was measured twice for what happened
     here = hwnas("profile", "--device", "./quick.toml", "--space", "proxyless-tiny", "--lut", "near.lut", "--json",
                  env=server.variables).document  # fmt: skip
     assert here["entries"] == again["entries"]
-    # complete, and nothing was measured twice for what happened
     assert _measured(tmp_path / "near.lut") == _measured(table)
 
 
