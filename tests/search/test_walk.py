@@ -14,6 +14,7 @@ from scipy import stats
 
 from hwnas.costs import Cost, Prices
 from hwnas.errors import ClaimError
+from hwnas.search import feasible as module
 from hwnas.search.feasible import FeasibleSampler
 
 MONEY = st.floats(-2, 8, allow_nan=False, width=32)
@@ -117,9 +118,9 @@ def _chain(seed: int, slots: int = 5, states: int = 2, choices: int = 3) -> Chai
     return Chain(1.0, table, rng.integers(states, size=table.shape), rng.uniform(0, 1, states))
 
 
-CHAIN = _chain(0)
+CHAIN = _chain(0, slots=7)  # 1458 architectures, of which some shares are few enough to be listed
 LATENCY = Cost("latency", CHAIN.prices(), CHAIN.prices().scaled(1.1))
-OTHER = Cost("macs", *[Prices(0.0, _chain(1).table[:, 0])] * 2)
+OTHER = Cost("macs", *[Prices(0.0, _chain(1, slots=7).table[:, 0])] * 2)
 EVERY = CHAIN.every()
 UPPER = 1.1 * CHAIN.totals()
 
@@ -155,14 +156,17 @@ def test_two_budgets_of_which_one_walks() -> None:
     assert {tuple(row) for row in drawn.tolist()} == {tuple(row) for row in EVERY[wanted].tolist()}
 
 
+@pytest.mark.parametrize("few", [0, 256])
 @settings(max_examples=60, deadline=None)
 @given(chain=chains(), share=st.floats(0, 1), use=st.sampled_from([0.0, 0.8]))
-def test_nothing_feasible_is_lost(chain: Chain, share: float, use: float) -> None:
+def test_nothing_feasible_is_lost(few: int, chain: Chain, share: float, use: float) -> None:
     """Of any chain: all that is drawn and repaired is feasible, and all that is feasible is drawn."""
     totals = chain.totals()
     limit = float(np.quantile(totals, share)) + 1e-9
     cost = Cost("latency", chain.prices(), chain.prices())
-    sampler = FeasibleSampler([cost], [limit], min_use=use)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_FEW", few)  # 0: off the grid, however few there are
+        sampler = FeasibleSampler([cost], [limit], min_use=use)
     wanted = (totals <= limit) & (totals >= sampler.floor)
     assert wanted.any()
     drawn = sampler.sample(40 * int(wanted.sum()), np.random.default_rng(0))
@@ -180,3 +184,49 @@ def test_what_only_the_walk_makes_impossible_is_refused_with_the_true_cheapest()
         FeasibleSampler([Cost("latency", prices, prices)], [1.5])
     drawn = FeasibleSampler([Cost("latency", prices, prices)], [2.0]).sample(100, np.random.default_rng(0))
     assert {tuple(genes[:2]) for genes in drawn.tolist()} == {(0, 1), (1, 0)}
+
+
+@pytest.mark.parametrize("above", [0.0, 1e-3, 0.02])
+def test_never_stuck_near_the_cheapest(above: float) -> None:
+    """At the price of the cheapest of 10^12 architectures, and a little above it."""
+    chain = _chain(7, slots=20, states=2, choices=4)
+    prices = chain.prices()
+    cheapest, dearest = (prices.total_of(genes) for genes in (prices.cheapest(), prices.dearest()))
+    limit = cheapest + above * (dearest - cheapest)
+    sampler = FeasibleSampler([Cost("latency", prices, prices)], [limit])
+    drawn = sampler.sample(5, np.random.default_rng(0))
+    assert (prices.total(drawn) <= limit).all()
+    anything = np.random.default_rng(1).integers(2, size=(3, 20))
+    assert (prices.total(sampler.repair(anything, np.random.default_rng(2))) <= limit).all()
+
+
+@pytest.mark.parametrize("slots", [3, 25])
+def test_a_fee_just_above_the_budget_is_no_trap(slots: int) -> None:
+    """One architecture meets it. The grid cannot tell it from the 3^slots that pay a hair more than the budget."""
+    table = np.zeros((slots, 2, 3))
+    table[0, 0] = [0.0, 1.0 + 1e-7, 9.0]  # the fee, and then all is free
+    table[1:, 0] = [0.0, 2.0, 3.0]
+    table[1:, 1] = 0.0
+    after = np.zeros(table.shape, np.intp)
+    after[0, 0, 1] = 1
+    after[1:, 1] = 1
+    prices = Chain(5.0, table, after, np.zeros(2)).prices()
+    sampler = FeasibleSampler([Cost("latency", prices, prices)], [6.0])
+    assert sampler.count == sampler.acceptance == 1
+    assert (sampler.sample(10, np.random.default_rng(0)) == 0).all()
+    assert (sampler.repair(np.ones((2, slots), int), np.random.default_rng(0)) == 0).all()
+
+
+def test_two_budgets_that_walk_apart_are_counted_side_by_side() -> None:
+    """Both walks have states of their own: exactly what meets both is drawn, near the cheapest of each too."""
+    chains = [_chain(0, slots=7), _chain(3, slots=7, states=3)]
+    costs = [Cost(name, *[chain.prices()] * 2) for name, chain in zip(("latency", "macs"), chains, strict=True)]
+    totals = [chain.totals() for chain in chains]
+    for share in (0.3, 0.9):
+        limits = [float(np.quantile(total, share)) for total in totals]
+        wanted = np.logical_and(*(total <= limit for total, limit in zip(totals, limits, strict=True)))
+        assert wanted.any()
+        sampler = FeasibleSampler(costs, limits)
+        drawn = sampler.sample(60 * int(wanted.sum()), np.random.default_rng(5))
+        assert {tuple(row) for row in drawn.tolist()} == {tuple(row) for row in EVERY[wanted].tolist()}
+        assert sampler.count == pytest.approx(wanted.sum(), rel=0.1)
