@@ -88,7 +88,7 @@ class FeasibleSampler:
             Grid.of(self._exists, self._states, self._spending, max(1, round(cells[len(binding)] / self._thinner())))
             for cells in (_CELLS, _REPAIR_CELLS)
         )
-        self._counts = self._grid.count()
+        self._counts = self._banded = self._grid.count()
         self._listed: Ints | None = None
         self.floor, self._floored, self._floor_share = -math.inf, 0, 0.0
         self.acceptance, self.count = self._known()
@@ -184,8 +184,9 @@ class FeasibleSampler:
         """(acceptance, estimated count) of what meets limits and floor; (0.0, 0.0) where nothing was found."""
         if self._listed is not None:
             return 1.0, float(self.admissible(self._listed).sum())
-        grid, counts = self._grid, self._counts
-        on_grid = grid.within(counts, grid.cells) - grid.within(counts, self._below(grid))
+        grid = self._grid
+        self._banded = grid.band(self._counts, self._below(grid))
+        on_grid = grid.within(self._banded, grid.cells)
         accepted = self._probe(_PROBE) if on_grid > 0 else 0.0
         if self._spending and (accepted < _RARE or on_grid <= _FEW) and self.floor == -math.inf:
             every = every_within(self._states, self._spending, _MOST)
@@ -198,15 +199,15 @@ class FeasibleSampler:
 
     def _set_floor(self, cost: int, floor: float) -> None:
         """Notes the floor, unless everything reaches it or nothing does."""
-        slack = self._spending[0].slack
-        cheapest = self._limits[cost] - slack
-        if floor <= cheapest:
+        limit, slack = self._limits[cost], self._spending[0].slack
+        cheapest = limit - slack
+        if not cheapest < floor <= limit:  # a share of a limit below zero lies above it
             return
         # the share of the first axis's slack that every admissible architecture spends
         self.floor, self._floored, self._floor_share = floor, cost, (floor - cheapest) / slack
         accepted, count = self._known()
         if not count:
-            self.floor, self._floor_share = -math.inf, 0.0
+            self.floor, self._floor_share, self._banded = -math.inf, 0.0, self._counts
             return
         self.acceptance, self.drawn_count = accepted, min(self.count, count)
         if self._listed is not None:
@@ -229,7 +230,7 @@ class FeasibleSampler:
 
     def _draw(self, n: int, rng: np.random.Generator) -> Ints:
         """`n` architectures uniformly from those that meet limits and floor on the grid."""
-        return self._grid.draw(self._counts, self._grid.cells, self._below(self._grid), n, rng)
+        return self._grid.draw(self._banded, self._grid.cells, n, rng)
 
     def _nearest(self, genes: Ints, rng: np.random.Generator) -> Ints:
         """A feasible architecture that differs from `genes` in as few slots as the coarse grid can tell."""
@@ -237,11 +238,11 @@ class FeasibleSampler:
             differing = (self._listed != genes).sum(axis=1)
             return np.asarray(self._listed[rng.choice(np.flatnonzero(differing == differing.min()))])
         grid = self._coarse.near(genes)
-        counts = grid.count()
+        counts = grid.band(grid.count(), (len(genes), *self._below(self._coarse)))
         for changes in range(len(genes) + 1):
-            budget, below = (changes, *self._coarse.cells), (changes, *self._below(self._coarse))
-            if grid.within(counts, budget) > grid.within(counts, below):
-                near = grid.draw(counts, budget, below, _REPAIR_DRAWS, rng)
+            budget = (changes, *self._coarse.cells)
+            if grid.within(counts, budget) > 0:
+                near = grid.draw(counts, budget, _REPAIR_DRAWS, rng)
                 meets = np.flatnonzero(self.admissible(near))
                 if len(meets):
                     return np.asarray(near[meets[0]])

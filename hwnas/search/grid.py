@@ -83,7 +83,7 @@ class Spending:
         walk, single = prices.walk, states.single[:, cost]
         table = np.repeat(table, len(single), axis=1) if walk is None else table + walk.extra[:, single]
         ahead = np.zeros(len(single)) if walk is None else walk.tail[single]
-        rounding = abs(prices.fixed) + float(np.abs(ahead).max())
+        rounding = abs(limit) + abs(prices.fixed) + float(np.abs(ahead).max())
         above = np.empty_like(table)
         for slot in reversed(range(len(table))):
             whole = table[slot] + ahead[states.after[slot]]
@@ -149,31 +149,37 @@ class Grid:
             counts.insert(0, ways)
         return counts
 
-    def within(self, counts: Sequence[Floats], budget: Sequence[int]) -> float:
-        """In how many ways all slots can be filled within `budget`; none where it is negative on an axis."""
-        return float(counts[0][(0, *budget)]) if min(budget) >= 0 else 0.0
+    def band(self, counts: Sequence[Floats], below: Sequence[int]) -> list[Floats]:
+        """Of `counts`, the ways that spend more than `below` of all that `cells` has; all where that is negative."""
+        if min(below) < 0:
+            return list(counts)
+        apart = [cells - spent for cells, spent in zip(self.cells, below, strict=True)]  # the same after every choice
+        high = (slice(None), *(slice(lag, None) for lag in apart))
+        low = (slice(None), *(slice(None, cells + 1 - lag) for cells, lag in zip(self.cells, apart, strict=True)))
+        found = []
+        for ways in counts:
+            between = ways.copy()
+            between[high] = np.maximum(ways[high] - ways[low], 0.0)
+            found.append(between)
+        return found
 
-    def draw(
-        self, counts: Sequence[Floats], budget: Sequence[int], below: Sequence[int], n: int, rng: np.random.Generator
-    ) -> Ints:
-        """`n` architectures [n, slots] uniformly from those within `budget` on every axis but not within `below`."""
+    def within(self, counts: Sequence[Floats], budget: Sequence[int]) -> float:
+        """In how many ways all slots can be filled within `budget`."""
+        return float(counts[0][(0, *budget)])
+
+    def draw(self, counts: Sequence[Floats], budget: Sequence[int], n: int, rng: np.random.Generator) -> Ints:
+        """`n` architectures [n, slots] uniformly from those that `counts` has within `budget` on every axis."""
         genes = np.zeros((n, len(self.units)), dtype=np.int64)
         state = np.zeros(n, dtype=np.int64)
-        ends = [np.repeat(np.asarray(budget, dtype=np.int64)[:, None], n, axis=1)]
-        if min(below) >= 0:
-            ends.append(np.repeat(np.asarray(below, dtype=np.int64)[:, None], n, axis=1))
+        left = np.repeat(np.asarray(budget, dtype=np.int64)[:, None], n, axis=1)
         several = self.units.shape[1] > 1
         for slot, (units, after) in enumerate(zip(self.units, self.after, strict=True)):
             # [choices, n] or [choices, 1], and [axes, choices, n] or [axes, choices, 1]
             following = after[state].T if several else after[0][:, None]
             paid = np.moveaxis(units[state] if several else units, -1, 0).swapaxes(1, 2)
-            ways = _ways(counts[slot + 1], following, ends[0], paid)
-            if len(ends) > 1:
-                ways = np.maximum(ways - _ways(counts[slot + 1], following, ends[1], paid), 0.0)
-            chosen = _choose(ways, rng)
+            chosen = _choose(_ways(counts[slot + 1], following, left, paid), rng)
             genes[:, slot] = chosen
-            for end in ends:
-                end -= units[state, chosen].T
+            left -= units[state, chosen].T
             state = after[state, chosen]
         return genes
 

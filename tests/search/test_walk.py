@@ -175,6 +175,51 @@ def test_nothing_feasible_is_lost(few: int, chain: Chain, share: float, use: flo
     assert {tuple(row) for row in repaired.tolist()} <= {tuple(row) for row in drawn.tolist()}
 
 
+def test_draws_from_the_enumeration_of_a_hundred_thousand_are_uniform() -> None:
+    rng = np.random.default_rng(3)
+    shape = (5, 3, 10)
+    chain = Chain(1.0, rng.uniform(0.5, 3.0, shape), rng.integers(3, size=shape), rng.uniform(0, 1, 3))
+    prices, every = chain.prices(), chain.every()
+    totals = prices.total(every)
+    limit = float(np.quantile(totals, 0.3))
+    wanted = (totals <= limit) & (totals >= 0.8 * limit)
+    assert len(every) == 100_000
+    sampler = FeasibleSampler([Cost("latency", prices, prices)], [limit], min_use=0.8)
+    drawn = sampler.sample(20 * int(wanted.sum()), np.random.default_rng(4))
+    seen = np.bincount(drawn @ 10 ** np.arange(4, -1, -1), minlength=len(every))
+    assert not seen[~wanted].any()
+    assert stats.chisquare(seen[wanted]).pvalue > 0.001
+    assert sampler.drawn_count == pytest.approx(wanted.sum(), rel=0.01)
+
+
+def test_a_share_of_a_limit_below_zero_is_no_floor() -> None:
+    """0.8 of -1 is more than -1: nothing meets both."""
+    prices = Prices(-1.0, np.array([[0.0, 1.0]]))
+    sampler = FeasibleSampler([Cost("latency", prices, prices)], [-1.0 + 1e-9], min_use=0.8)
+    assert sampler.floor == -np.inf
+    assert (sampler.sample(10, np.random.default_rng(0)) == 0).all()
+    assert (sampler.repair(np.ones((3, 1), int), np.random.default_rng(0)) == 0).all()
+
+
+@pytest.mark.parametrize("few", [0, 256])
+@pytest.mark.parametrize("scale", [0.0, 5e-324, 1e-300, 1e-9, 1e300])
+@pytest.mark.parametrize("use", [0.0, 0.5, 1.0])
+def test_prices_of_any_scale(few: int, scale: float, use: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All free, as small and as large as numbers are: the limit is what one architecture costs to the last bit."""
+    monkeypatch.setattr(module, "_FEW", few)
+    prices = Prices(0.0, scale * np.array([[0.0, 1.0, 4.0]] * 3))
+    every = np.array(list(itertools.product(range(3), repeat=3)))
+    totals = prices.total(every)
+    for limit in np.unique(totals)[::3]:
+        sampler = FeasibleSampler([Cost("latency", prices, prices)], [float(limit)], min_use=use)
+        binds = use * limit > 0 and limit < totals.max()
+        assert sampler.floor == (use * limit if binds else -np.inf)
+        wanted = (totals <= limit) & (totals >= sampler.floor)
+        drawn = sampler.sample(60 * int(wanted.sum()), np.random.default_rng(0))
+        assert {tuple(row) for row in drawn.tolist()} == {tuple(row) for row in every[wanted].tolist()}
+        assert sampler.admissible(sampler.repair(every, np.random.default_rng(1))).all()
+
+
 def test_what_only_the_walk_makes_impossible_is_refused_with_the_true_cheapest() -> None:
     """Each state is cheap somewhere, none everywhere: the least prices add up to 0, every architecture costs 2."""
     table = np.array([[[0.0, 0.0], [9.0, 9.0]], [[0.0, 2.0], [2.0, 0.0]], [[2.0, 2.0], [0.0, 0.0]]])
