@@ -131,7 +131,9 @@ def entries_of(
     }
     for name, network in plan.company.items():
         visits = table.visits("network", name)
-        entries["network", name] = Entry(whole_subject("network", name, network, batch), visits=visits, passes=len(visits))
+        entries["network", name] = Entry(
+            whole_subject("network", name, network, batch), visits=visits, passes=len(visits)
+        )
     failed = {("operator", key) for key in table.failures()}
     todo = [
         name

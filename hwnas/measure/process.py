@@ -252,6 +252,11 @@ class MeasuringProcess:
             self._kill()
             message = f"the measuring process answered nonsense ({' '.join(str(error).split())})"
             raise MeasurementError(message, process_died=True) from None
+        if answer.get("full"):
+            raise HwnasError(
+                f"the measuring process cannot write its temporary files ({answer.get('error')}): free some space "
+                "there or name another folder in TMPDIR, and run the same command again; what was finished is kept"
+            )
         if not answer["ok"]:
             raise MeasurementError(str(answer.get("error")), fix=str(answer.get("fix", "")))
         return answer

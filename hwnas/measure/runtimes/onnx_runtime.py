@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -21,6 +19,7 @@ from hwnas.measure.onnx_models import op_to_onnx
 from hwnas.measure.runtimes.base import KernelClock, Runtime, Session
 from hwnas.measure.runtimes.onnx_kernels import OrtKernelClock
 from hwnas.measure.runtimes.operator_graph import anchored, core_of
+from hwnas.measure.runtimes.scratch import scratch_folder
 from hwnas.measure.runtimes.timed import undisturbed_ms
 from hwnas.ops import Op
 
@@ -89,8 +88,8 @@ class OnnxRuntime(Runtime):
 
     def _optimised(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """The graph that ONNX Runtime makes of `model`."""
-        with tempfile.TemporaryDirectory(prefix="hwnas-") as folder:
-            path = Path(folder) / "optimised.onnx"
+        with scratch_folder() as folder:
+            path = folder / "optimised.onnx"
             options = self._options(optimise=True)
             options.optimized_model_filepath = str(path)
             ort.InferenceSession(model.SerializeToString(), options, providers=_PROVIDERS)
