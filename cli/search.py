@@ -94,7 +94,7 @@ def command(
     settings = _recipe(terminal, recipe, population, generations)
     priced = _price(terminal, searched, lut, device, needed="latency" in typed)
     _check_calibrated(priced, allowed=allow_uncalibrated or "latency" not in typed)
-    budgets = [[_resolve(spec, priced) for spec in specs] for specs in wanted]
+    budgets = [[_resolve(terminal, spec, priced) for spec in specs] for specs in wanted]
     if out is None:
         out = _default_out(method, searched, info, recipe)
         terminal.default("--out", out)
@@ -116,6 +116,7 @@ def command(
         notes=priced.notes,
     )
     document = {**search(request, terminal.progress()).to_json(), "table": priced.notes.get("table")}
+    document["zoo"] = priced.notes.get("zoo", {})
     if terminal.json:
         terminal.document(document)
     else:
@@ -257,8 +258,8 @@ def _space_options(space: Space) -> str:
     return options if space.num_classes == usual.num_classes else f"{options} --num-classes {space.num_classes}"
 
 
-def _resolve(spec: Any, priced: _Priced) -> Budget:
-    """A budget as a number.
+def _resolve(terminal: Terminal, spec: Any, priced: _Priced) -> Budget:
+    """A budget as a number; where that rests on operators that were not measured, it is said and noted.
 
     Raises:
         HwnasError: it is as much as a zoo's net costs, and the table lacks operators of that net.
@@ -270,11 +271,14 @@ def _resolve(spec: Any, priced: _Priced) -> Budget:
         if spec.cost != "latency":
             return float(getattr(network, spec.cost))
         assert priced.model is not None
-        latency = priced.model.predict(network).latency_ms
-        if latency is None:
+        predicted = priced.model.predict(network)
+        if predicted.latency_ms is None:
             command = f"hwnas predict zoo:{name} --lut {priced.path} --measure"
             raise HwnasError(f"{priced.path} lacks operators of zoo:{name}: measure them with '{command}'")
-        return latency
+        if predicted.guessed and name not in priced.notes.get("zoo", {}):
+            priced.notes.setdefault("zoo", {})[name] = predicted.guessed
+            terminal.note(f"the budget zoo:{name} rests on more than measurements: {predicted.guessed}")
+        return predicted.latency_ms
 
     budget: Budget = spec.resolve(priced.costs[spec.cost], zoo_cost)
     return budget
