@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from command import ROOT
 from quick import quick_profile
@@ -26,14 +27,18 @@ from hwnas.spaces.base import Arch
 BENCHMARKS = ROOT / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def audit() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("budget_audit", BENCHMARKS / "budget_audit.py")
+def benchmark(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = sys.modules["budget_audit"] = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def audit() -> ModuleType:
+    return benchmark("budget_audit")
 
 
 def witness(latency_ms: float) -> MeasuredNetwork:
@@ -69,8 +74,6 @@ def test_a_net_is_judged_at_the_level_when_profiled(audit: ModuleType, capsys: p
 
 
 def test_the_stand_in_prefers_macs_and_differs_between_searches(audit: ModuleType) -> None:
-    import numpy as np
-
     space = get_space("proxyless-tiny")
     macs = audit.macs_cost(space).prices
     score = audit.StandIn(space, np.random.default_rng(0))
@@ -125,3 +128,30 @@ def test_the_independent_timing_knows_nothing_of_hwnas(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert found[1]["fastest_ms"] > 3 * found[0]["fastest_ms"] > 0
     assert all(row["fastest_ms"] <= row["p10_ms"] <= row["median_ms"] for row in found)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_predictions_are_printed_with_and_without_plots(
+    installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Known figures instead of half an hour of measuring: what is made of them."""
+    if installed:
+        pytest.importorskip("matplotlib")
+    else:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+    prediction = benchmark("prediction")
+    times = np.linspace(1.0, 3.0, 50)
+    line = prediction.Line("proxyless", 1, 1, 50.0, times, times * 1.004, np.full(9, 0.9), 0.2, 0.002)
+    monkeypatch.setattr(prediction, "measure", lambda *_: line)
+    monkeypatch.setattr(sys, "argv", ["prediction.py", "--quick", "--space", "proxyless", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        prediction.main()
+    assert ended.value.code == 0
+    said = capsys.readouterr()
+    assert line.text() in said.out.splitlines()
+    assert "0.40%" in line.text()
+    missing = "no plots: matplotlib is not installed: pip install 'hwnas[plot]'"
+    assert said.err.splitlines() == ([] if installed else [missing])
+    assert [path.name for path in tmp_path.iterdir()] == (["proxyless-b1-t1.png"] if installed else [])
+    if installed:
+        assert (tmp_path / "proxyless-b1-t1.png").read_bytes().startswith(b"\x89PNG")
