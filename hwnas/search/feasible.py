@@ -80,12 +80,13 @@ class FeasibleSampler:
         if not self._exists.any(axis=1).all():
             raise ValueError("a slot has no choice at all")
         self._refuse_impossible()
-        binding = self._binding()
-        walked = [self._costs[index].upper for index in binding]
+        binding, choosy = self._binding()
+        counted = binding + choosy
+        walked = [self._costs[index].upper for index in counted]
         self._states = States.of(walked, self._exists)
-        self._spending = self._spend(binding)
+        self._spending = self._spend(counted)
         self._grid, self._coarse = (
-            Grid.of(self._exists, self._states, self._spending, max(1, round(cells[len(binding)] / self._thinner())))
+            Grid.of(self._exists, self._states, self._spending, max(1, round(cells[len(counted)] / self._thinner())))
             for cells in (_CELLS, _REPAIR_CELLS)
         )
         self._counts = self._banded = self._grid.count()
@@ -159,16 +160,23 @@ class FeasibleSampler:
             parts.append(f"{cost.name} <= {format_cost(cost.name, limit)} (alone, {least} is possible)")
         return ClaimError(f"no architecture of {self._space} meets these budgets together: {' and '.join(parts)}")
 
-    def _binding(self) -> list[int]:
-        """The costs that can break their limit."""
-        pairs = enumerate(zip(self._costs, self._limits, strict=True))
-        return [index for index, (cost, limit) in pairs if not cost.upper.total_of(cost.upper.dearest()) <= limit]
+    def _binding(self) -> tuple[list[int], list[int]]:
+        """The costs that can break their limit, and others whose states do not allow every choice."""
+        binding, choosy = [], []
+        for index, cost in enumerate(self._costs):
+            walk = cost.upper.walk
+            if not cost.upper.total_of(cost.upper.dearest()) <= self._limits[index]:
+                binding.append(index)
+            elif walk is not None and np.isinf(walk.extra).any():
+                choosy.append(index)
+        return binding, choosy
 
-    def _spend(self, binding: Sequence[int]) -> list[Spending]:
-        """What choices spend of the budgets that bind."""
+    def _spend(self, counted: Sequence[int]) -> list[Spending]:
+        """What choices spend of the budgets that are counted."""
         found = []
-        for place, index in enumerate(binding):
-            prices, limit = self._costs[index].upper, self._limits[index]
+        for place, index in enumerate(counted):
+            prices = self._costs[index].upper
+            limit = min(self._limits[index], prices.total_of(prices.dearest()))
             spending = Spending.of(prices, limit, self._exists, self._states, place)
             if spending is None:  # the cheapest choices of this cost do not exist for another one
                 raise self._refuse_together()

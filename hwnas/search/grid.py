@@ -48,7 +48,11 @@ class States:
             step = {}
             following: set[tuple[int, ...]] = set()
             for joint in sorted(reached):
-                for choice in np.flatnonzero(row).tolist():
+                allowed = row.copy()
+                for cost, single in zip(costs, joint, strict=True):
+                    if cost.walk is not None:
+                        allowed &= np.isfinite(cost.walk.extra[slot, single])
+                for choice in np.flatnonzero(allowed).tolist():
                     end: tuple[int, ...] = tuple(
                         int(cost.walk.after[slot, single, choice]) if cost.walk is not None else 0
                         for cost, single in zip(costs, joint, strict=True)
@@ -69,7 +73,8 @@ class Spending:
     """What choices spend of one budget.
 
     Attributes:
-        above: [slots, states, choices], never negative; infinite for a choice that does not exist.
+        above: [slots, states, choices], never negative; infinite for a choice that does not exist, or not in that
+            state, or after which no other one does.
         slack: the budget less what the cheapest architecture costs; never negative.
     """
 
@@ -88,8 +93,9 @@ class Spending:
         for slot in reversed(range(len(table))):
             whole = table[slot] + ahead[states.after[slot]]
             ahead = whole.min(axis=1)
-            above[slot] = whole - ahead[:, None]
-            rounding += float(np.abs(table[slot].min(axis=1)).max())
+            above[slot] = np.subtract(whole, ahead[:, None], out=np.full_like(whole, np.inf), where=np.isfinite(whole))
+            least = table[slot].min(axis=1)
+            rounding += float(np.abs(least[np.isfinite(least)]).max(initial=0.0))
         rounding *= 1e-12
         slack = limit - prices.fixed - float(ahead[0])
         return None if slack < -rounding else cls(above, max(0.0, slack) + rounding)
@@ -120,8 +126,8 @@ class Grid:
         for axis, budget in enumerate(budgets):
             with np.errstate(divide="ignore", over="ignore"):  # nothing may be left: then all that costs is too dear
                 share = np.divide(budget.above, budget.slack, out=np.zeros_like(budget.above), where=budget.above > 0)
-            # A hair less than the price: rounding errors of the sums must not lose an architecture either.
-            units[..., axis] = np.clip(np.floor(np.minimum(share * cells, never) - 1e-6), 0, never)
+                # A hair less than the price: rounding errors of the sums must not lose an architecture either.
+                units[..., axis] = np.clip(np.floor(share * cells - 1e-6), 0, never)
         units[np.broadcast_to(~exists[:, None, :], states.after.shape)] = never
         return cls(units, states.after, (cells,) * units.shape[3])
 
