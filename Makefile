@@ -75,6 +75,7 @@ test: lint dataset sshd
 
 bench: $(READY)
 	$(BIN)/python benchmarks/pricing.py
+	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/prediction.py --quick
 	$(BIN)/python benchmarks/torchvision_nets.py
 	$(BIN)/python benchmarks/budget_audit.py

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hwnas.errors import HwnasError
+from hwnas.errors import HwnasError, UsageError
 
-from .options import Function, option
+from .options import Function, file_path, option
 from .terminal import Terminal
 
 if TYPE_CHECKING:
@@ -121,6 +121,30 @@ def chosen_table(
         terminal.default("--lut", info.path, "the newest that fits")
         return info.path
     return None
+
+
+def table_to_read(function: Function) -> Function:
+    """A table as an argument or by ``--lut``: both are in many users' fingers. `the_table` says which it is."""
+    given = click.argument("table", type=file_path, required=False, metavar="[TABLE]")
+    return given(
+        option("--lut", type=file_path, metavar="FILE", help="The table  [default: the newest under tables/]")(function)
+    )
+
+
+def the_table(terminal: Terminal, table: Path | None, lut: Path | None) -> Path:
+    """The table that was named, in one way or the other, else the newest under ``tables/``.
+
+    Raises:
+        UsageError: two different ones were named.
+        HwnasError: none was named and there is none.
+    """
+    typed = click.get_current_context().get_parameter_source("lut") is click.core.ParameterSource.COMMANDLINE
+    if typed and None not in (table, lut) and table != lut:  # one of a variable or a file gives way to an argument
+        raise UsageError(f"two tables are named, {table} and --lut {lut}: leave one of them out")
+    path = chosen_table(terminal, table or lut)
+    if path is None:
+        raise HwnasError("no table under tables/: make one with 'hwnas profile --device cpu', or name a file")
+    return path
 
 
 def _fits(header: Mapping[str, Any], profile: DeviceProfile, given: Mapping[str, Any]) -> bool:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hwnas.errors import ClaimError, HwnasError
+from hwnas.errors import ClaimError
 
-from .choices import chosen_table, table_profile
-from .options import Command, common, file_path, option
+from .choices import table_profile, table_to_read, the_table
+from .options import Command, common, option
 from .terminal import Terminal, count, milliseconds
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ SHOWN = 8
 
 
 @click.command("check", cls=Command)
-@click.argument("table", type=file_path, required=False, metavar="[TABLE]")
-@option("--lut", type=file_path, metavar="FILE", help="The table  [default: the newest under tables/]")
+@table_to_read
 @option("--device", metavar="DEVICE", help="Where to measure: cpu, ssh://HOST  [default: where the table was made]")
 @option("--sample", type=click.IntRange(1), default=20, metavar="N", show_default=True, help="Entries to measure.")
 @option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the sample.")
@@ -45,9 +44,7 @@ def check_command(
     """
     from hwnas.latency.check import check_table
 
-    path = chosen_table(terminal, table or lut)
-    if path is None:
-        raise HwnasError("no table under tables/: make one with 'hwnas profile --device cpu', or name a file")
+    path = the_table(terminal, table, lut)
     report = check_table(path, table_profile(path, device), sample=sample, seed=seed, progress=terminal.progress())
     if terminal.json:
         terminal.document(report.to_json())

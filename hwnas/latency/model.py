@@ -79,6 +79,16 @@ class Prediction:
     interpolated: float = 0.0
     estimated: float = 0.0
 
+    @property
+    def guessed(self) -> str:
+        """What share of the operators was not measured, in words; empty where all were."""
+        hows = {
+            "interpolated between measured ones": self.interpolated,
+            "estimated from bytes and MACs": self.estimated,
+        }
+        said = [f"{share:.1%} {how}" for how, share in hows.items() if share]
+        return f"{self.coverage:.1%} of the operators measured, {', '.join(said)}" if said else ""
+
 
 class LatencyModel:
     """Predicts from one table. Reads it once: later measurements need a new model."""

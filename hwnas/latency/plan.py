@@ -112,7 +112,7 @@ def entries_of(
     if alone:
         plain["overhead", "overhead"] = overhead_network()
     for (role, name), network in plain.items():
-        subjects[role, name] = _whole(role, name, network, batch)
+        subjects[role, name] = whole_subject(role, name, network, batch)
         content[role, name] = network.to_json()
     for key, op in alone.items():
         subjects["operator", key] = Subject(
@@ -135,7 +135,9 @@ def entries_of(
     }
     for name, network in plan.company.items():
         visits = table.visits("network", name)
-        entries["network", name] = Entry(_whole("network", name, network, batch), visits=visits, passes=len(visits))
+        entries["network", name] = Entry(
+            whole_subject("network", name, network, batch), visits=visits, passes=len(visits)
+        )
     failed = {("operator", key) for key in table.failures()}
     todo = [
         name
@@ -212,14 +214,19 @@ def entry_name(name: str, network: Network) -> str:
     return f"{name} {digest_of(network)}"
 
 
-def _whole(role: str, name: str, network: Network, batch: int) -> Subject:
+def whole_subject(role: str, name: str, network: Network, batch: int) -> Subject:
     """A network as something to measure, whole or kernel by kernel."""
     return Subject(
         f"{role} {name}",
         "kernels" if role == "cover" else "network",
         lambda: network_to_onnx(network, batch_size=batch),
-        0 if role == "cover" else 2 * max(op.traffic_bytes(4, batch) for op in network.ops),
+        0 if role == "cover" else session_bytes(network, batch),
     )
+
+
+def session_bytes(network: Network, batch: int) -> int:
+    """About what a loaded session of `network` holds beside its model: its tensors, of which few are alive at once."""
+    return 2 * max((op.traffic_bytes(4, batch) for op in network.ops), default=0)
 
 
 def digest_of(network: Network) -> str:

@@ -487,7 +487,8 @@ class LatencyTable:
                     )
                     self._insert_visit(db, session, "operator", key, number, launches[key], samples, place)
             except BaseException:
-                db.execute("ROLLBACK")
+                if db.in_transaction:  # on a full disk SQLite may have rolled back already
+                    db.execute("ROLLBACK")
                 raise
             db.execute("COMMIT")
 

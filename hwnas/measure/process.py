@@ -353,6 +353,11 @@ class MeasuringProcess:
             raise MeasurementError(message, process_died=True) from None
         if answer.get("busy"):
             raise Busy(str(answer.get("error"))[:200])
+        if answer.get("full"):
+            raise HwnasError(
+                f"the measuring process cannot write its temporary files ({answer.get('error')}): free some space "
+                "there or name another folder in TMPDIR, and run the same command again; what was finished is kept"
+            )
         if not answer["ok"]:
             raise MeasurementError(str(answer.get("error")), fix=str(answer.get("fix", "")))
         return answer

@@ -17,10 +17,10 @@ unload     name
 Roles are operator, network and kernels.
 
 An answer is ``{"ok": true, …}`` or ``{"ok": false, "error": "…"}``; that to ``open`` has ``fix`` too, a command, where
-the runtime is not installed, and ``busy`` where another process holds the lock. Far from the one who asks
-(``--far``), ``{"got": true}`` comes before each answer: from there on a time is the model's, not the wire's. An option
-``threads`` of 0 is all cores. The process ends when its input does, even while a
-model that hangs is being run, so that it never outlives the one who asked.
+the runtime is not installed, and ``busy`` where another process holds the lock. With ``full`` true it is the disk for
+temporary files that is at fault, not the model. Far from the one who asks (``--far``), ``{"got": true}`` comes before
+each answer: from there on a time is the model's, not the wire's. An option ``threads`` of 0 is all cores. The process
+ends when its input does, even while a model that hangs is being run, so that it never outlives the one who asked.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ import numpy as np
 
 from hwnas.measure.runtimes import INSTALL, RUNTIMES
 from hwnas.measure.runtimes.base import KernelClock, Runtime, Session
+from hwnas.measure.runtimes.scratch import FULL
 
 PRIORITY = -10
 GRACE_S = 2.0
@@ -59,6 +60,8 @@ class Worker:
         """The answer to one request; a failure of the runtime is an answer too."""
         try:
             return {"ok": True, **getattr(self, f"do_{request['do']}")(request)}
+        except OSError as error:
+            return {"ok": False, "error": " ".join(str(error).split())[:500], "full": error.errno in FULL}
         except Exception as error:  # the runtime's errors have no common type, and each is that operator's failure
             return {"ok": False, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -24,6 +22,7 @@ from hwnas.measure.runtimes.onnx_kernels import OrtKernelClock
 from hwnas.measure.runtimes.onnx_providers import PROVIDERS, Provider, options_of
 from hwnas.measure.runtimes.operator_fan import fan
 from hwnas.measure.runtimes.operator_graph import anchored, core_of
+from hwnas.measure.runtimes.scratch import scratch_folder
 from hwnas.measure.runtimes.timed import DifferenceSession, undisturbed_ms
 from hwnas.ops import Op
 
@@ -134,8 +133,8 @@ class OnnxRuntime(Runtime):
 
     def _optimised(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """The graph that ONNX Runtime makes of `model`."""
-        with tempfile.TemporaryDirectory(prefix="hwnas-") as folder:
-            path = Path(folder) / "optimised.onnx"
+        with scratch_folder() as folder:
+            path = folder / "optimised.onnx"
             options = self._options(optimise=True)
             options.optimized_model_filepath = str(path)
             self._session(model.SerializeToString(), options)
