@@ -78,11 +78,9 @@ def test_profile_measures_what_the_space_needs(measured: Any) -> None:
         assert 0 <= document["calibration"][share] <= 1
 
 
-def test_profile_again_measures_nothing_and_is_quick(hwnas: Hwnas, measured: Any) -> None:
-    began = time.perf_counter()
+def test_profile_again_measures_nothing(hwnas: Hwnas, measured: Any) -> None:
     args = ("profile", "--device", measured.profile, "--space", "proxyless-tiny", "--lut", measured.lut)
     document = hwnas(*args, "--json").document
-    assert time.perf_counter() - began < 10
     assert document["measured"] == 0
     assert document["reused"] == document["entries"]
     human = hwnas(*args)
