@@ -19,6 +19,7 @@ from hwnas.errors import HwnasError
 from hwnas.runs import NetFolder
 from hwnas.search.feasible import FeasibleSampler
 from hwnas.spaces.base import Arch, Space
+from hwnas.train.paths import sampling_identity
 from hwnas.train.recipe import Recipe
 
 METHODS = ("spos", "random")
@@ -118,7 +119,9 @@ def make_goal(request: SearchRequest, budgets: Sequence[Budget]) -> Goal:
         walk = cost.upper.walk
         for prices in (cost.upper.choices, *((walk.extra, walk.tail) if walk is not None else ())):
             digest.update(np.ascontiguousarray(prices).data)
-    digest.update(json.dumps([identity(request), request.recipe.model_dump(), request.method]).encode())
+    recipe = request.recipe.model_dump(exclude={"supernet", "sampling", "train"})  # the supernet's are of the identity
+    recipe["finetune"] = request.recipe.finetune.identity()
+    digest.update(json.dumps([identity(request), recipe, request.method]).encode())
     return Goal(_net_name(budgets), tuple(budgets), sampler, digest.hexdigest())
 
 
@@ -141,7 +144,8 @@ def identity(request: SearchRequest) -> dict[str, Any]:
         "num_classes": request.space.num_classes,
         "seed": request.seed,
         "zero_init_residual": request.recipe.zero_init_residual,
-        "supernet": request.recipe.supernet.model_dump(),
+        "supernet": request.recipe.supernet.identity(),
+        "sampling": sampling_identity(request.recipe.sampling, request.costs),
     }
 
 

@@ -3,11 +3,11 @@
 The steps, each of which a killed run takes up again: train the supernet by uniformly sampled single paths; for every
 budget evolve architectures that meet it, scored with the supernet's weights; draw as many at random under the same
 budget as the baseline; then, all choices made, fine-tune both winners, read the test split, measure, export.
+Under torchrun the first process does all that, and the others train and score with it (`hwnas.search.workshop`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -34,20 +34,18 @@ from hwnas.search.request import (
     make_goal,
 )
 from hwnas.spaces.base import Arch
+from hwnas.train.ranks import SOLO, Ranks
 
 if TYPE_CHECKING:
-    from hwnas.nn.supernet import SinglePathSupernet
     from hwnas.train.checkpoint import CheckpointStore
-    from hwnas.train.evaluate import Evaluator
-    from hwnas.train.loop import Batches
 
 __all__ = ["SearchOutcome", "SearchRequest", "search"]
 
 SEARCHES = {"spos": evolve, "random": random_search}
 
 
-def search(request: SearchRequest, progress: Progress) -> SearchOutcome:
-    """Runs the search, or what is left of it.
+def search(request: SearchRequest, progress: Progress, ranks: Ranks = SOLO) -> SearchOutcome:
+    """Runs the search, or what is left of it; of several `ranks` the first does, and the others `follow`.
 
     Raises:
         ClaimError: no architecture meets a budget; nothing was trained.
@@ -67,7 +65,7 @@ def search(request: SearchRequest, progress: Progress) -> SearchOutcome:
         if all(_complete(run, goal) for goal in goals):
             progress.note(f"{run.path} holds the results already")
         else:
-            _Pipeline(request, progress, run).work(goals)
+            _Pipeline(request, progress, run, ranks).work(goals)
         results = [run.net(goal.name).result() for goal in goals]
         run.write_json("results.json", {"format": 1, "method": request.method, "results": results})
     evaluated = sum(int(result["evaluated"]) for result in results)
@@ -84,25 +82,14 @@ def _complete(run: RunFolder, goal: Goal) -> bool:
 class _Pipeline:
     """The work between goals and results. Data and supernet are loaded here, once it is known that they are needed."""
 
-    def __init__(self, request: SearchRequest, progress: Progress, run: RunFolder) -> None:
-        import torch
+    def __init__(self, request: SearchRequest, progress: Progress, run: RunFolder, ranks: Ranks) -> None:
+        from hwnas.search.workshop import Workshop
 
-        from hwnas.train.data import load_data
-
-        torch.set_num_threads(request.threads)
-        self.request, self.progress, self.run = request, progress, run
+        self.request, self.progress, self.run, self.ranks = request, progress, run, ranks
         progress.stage("Data")
-        self.splits = load_data(
-            request.data,
-            image_size=request.space.input_shape[1],
-            seed=request.seed,
-            on_skip=lambda path: progress.note(f"skipped, cannot be read: {path}"),
-        )
-        if self.splits.num_classes != request.space.num_classes:
-            raise HwnasError(
-                f"{request.data} has {self.splits.num_classes} classes, the space {request.space.num_classes}: "
-                "make the space for the data"
-            )
+        ranks.order("begin")
+        self.shop = Workshop(request, progress, ranks)
+        self.splits = self.shop.splits
         self._same_data()
 
     def _same_data(self) -> None:
@@ -132,7 +119,7 @@ class _Pipeline:
         open_goals = [goal for goal in goals if not _complete(self.run, goal)]
         self._expect(open_goals)
         self._train()
-        log = self.run.evaluations(self._fingerprint())
+        log = self.run.evaluations(self.shop.fingerprint())
         choices: list[tuple[Goal, str, str, Arch, int]] = []
         self.progress.stage("Search")
         for goal in open_goals:
@@ -154,21 +141,20 @@ class _Pipeline:
         """Says how long all this will take, from a few steps on a throw-away supernet."""
         from hwnas.train.loop import train_supernet
 
-        recipe = self.request.recipe
-        supernet = self._fresh()
-        batches = self._batches()
+        recipe, shop, world = self.request.recipe, self.shop, self.ranks.world
+        supernet = shop.fresh()
+        batches = shop.batches().part(self.ranks) if world > 1 else shop.batches()
         train_supernet(supernet, batches, progress=NullProgress(), stop_after=2)
         steps = 6
         began = time.monotonic()
         train_supernet(supernet, batches, progress=NullProgress(), stop_after=steps)
         step_s = (time.monotonic() - began) / steps
-        evaluator = self._evaluator(supernet)
+        evaluator = shop.judge(supernet)
         genes = self.request.space.sample(np.random.default_rng(0)).genes
         evaluator(genes)  # fills the cache of images
-        threads = self.request.threads
         began = time.monotonic()
-        list(evaluator.scores([genes] * threads, threads))
-        evaluation_s = (time.monotonic() - began) / threads
+        list(evaluator.scores([genes] * shop.threads, shop.threads))
+        evaluation_s = (time.monotonic() - began) / shop.threads / world
         nets = len(goals) * (2 if self.request.method == "spos" and self.request.baseline else 1)
         left = max(0, recipe.supernet.steps - self._done_steps())
         scale = recipe.finetune.batch_size / recipe.supernet.batch_size
@@ -183,18 +169,11 @@ class _Pipeline:
         self.progress.note(f"expected duration: about {duration(total)} ({detail})")
 
     def _train(self) -> None:
-        from hwnas.train.loop import MetricsLog, train_supernet
+        from hwnas.train.loop import MetricsLog
 
         self.progress.stage("Supernet")
-        self.supernet = self._fresh()
-        train_supernet(
-            self.supernet,
-            self._batches(),
-            progress=self.progress,
-            store=self._store(),
-            metrics=MetricsLog(self.run.metrics),
-        )
-        self.evaluator = self._evaluator(self.supernet)
+        self.ranks.order("supernet")
+        self.shop.train(self._store(), MetricsLog(self.run.metrics))
 
     def _choose(self, goal: Goal, method: str, log: EvaluationLog) -> tuple[Arch, int]:
         """The best architecture that a method finds, and how many it scored; known scores are read from the log."""
@@ -203,7 +182,7 @@ class _Pipeline:
         def evaluate(archs: list[Arch], task: Task) -> list[float]:
             unknown = [arch.genes for arch in archs if arch.genes not in log.scores]
             task.advance(len(archs) - len(unknown))
-            for genes, score in zip(unknown, self.evaluator.scores(unknown, self.request.threads), strict=True):
+            for genes, score in zip(unknown, self.shop.scores(unknown), strict=True):
                 log.add(genes, score)
                 task.advance()
             return [log.scores[arch.genes] for arch in archs]
@@ -233,13 +212,13 @@ class _Pipeline:
             (folder.path / stale).unlink(missing_ok=True)
         finisher = Finisher(
             self.run,
-            self.supernet,
+            self.shop.supernet,
             self.splits,
-            self.evaluator,
+            self.shop.evaluator,
             request.recipe.finetune,
             request.seed,
-            request.device,
             self.progress,
+            self.ranks,
         )
         module = finisher.fine_tune(name, arch, log.fingerprint)
         accuracy, split = finisher.test_accuracy(module)
@@ -263,27 +242,6 @@ class _Pipeline:
         finisher.forget(arch, log.fingerprint)
         return result
 
-    # -- what they are made of ---------------------------------------------------------------------------------------
-
-    def _fresh(self) -> SinglePathSupernet:
-        from hwnas.train.loop import step_rng, torch_generator
-
-        weights = torch_generator(step_rng(self.request.seed, "weights", 0))
-        return self.request.space.supernet(generator=weights, zero_init_residual=self.request.recipe.zero_init_residual)
-
-    def _batches(self) -> Batches:
-        from hwnas.train.loop import Batches
-
-        request = self.request
-        phase = request.recipe.supernet
-        return Batches(self.splits.train, self.splits.normalisation, phase, request.seed, "supernet", request.device)
-
-    def _evaluator(self, supernet: SinglePathSupernet) -> Evaluator:
-        from hwnas.train.evaluate import Evaluator
-
-        request = self.request
-        return Evaluator(supernet, self.splits, request.recipe.scoring, seed=request.seed, device=request.device)
-
     def _store(self) -> CheckpointStore:
         from hwnas.train.checkpoint import CheckpointStore
 
@@ -292,16 +250,6 @@ class _Pipeline:
     def _done_steps(self) -> int:
         paths = self._store().paths()
         return int(paths[0].stem.rpartition("-")[2]) if paths else 0
-
-    def _fingerprint(self) -> str:
-        """Of everything that a score depends on beside the genes: weights, images, how many of them."""
-        digest = hashlib.blake2b(digest_size=8)
-        for name, parameter in self.supernet.named_parameters():
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().numpy().data)
-        digest.update(self.splits.fingerprint().encode())
-        digest.update(repr((self.request.seed, self.request.recipe.scoring)).encode())
-        return digest.hexdigest()
 
 
 def evolution_settings(request: SearchRequest) -> Evolution:

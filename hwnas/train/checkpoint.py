@@ -49,7 +49,7 @@ class CheckpointStore:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.name}-{step:09d}.safetensors"
-        write_tensors(path, {**_module_tensors(module), **_optimizer_tensors(module, optimizer)}, step=step)
+        write_tensors(path, state_tensors(module, optimizer), step=step)
         for old in self.paths()[KEEP:]:
             old.unlink(missing_ok=True)
         return path
@@ -67,7 +67,10 @@ class CheckpointStore:
             except HwnasError as error:
                 problems.append(str(error))
                 continue
-            _restore(tensors, module, optimizer, path)
+            try:
+                restore_state(tensors, module, optimizer)
+            except (RuntimeError, KeyError) as error:
+                raise HwnasError(f"checkpoint {path} is of another net: choose another --out") from error
             return step
         if problems:
             raise HwnasError(f"{problems[0]}; no older one is left: remove {self.folder} to begin again")
@@ -168,14 +171,21 @@ def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> d
     return tensors
 
 
-def _restore(tensors: dict[str, torch.Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
+def state_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Weights, buffers and optimizer state by name: all that `restore_state` needs."""
+    return {**_module_tensors(module), **_optimizer_tensors(module, optimizer)}
+
+
+def restore_state(tensors: dict[str, torch.Tensor], module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Sets `module` and `optimizer` to what `state_tensors` gave.
+
+    Raises:
+        RuntimeError, KeyError: the tensors are of another net.
+    """
     import torch
 
     model = {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}
-    try:
-        module.load_state_dict(model)
-    except RuntimeError as error:
-        raise HwnasError(f"checkpoint {path} is of another net: choose another --out") from error
+    module.load_state_dict(model)
     parameters = dict(module.named_parameters())
     optimizer.state.clear()
     for full, tensor in tensors.items():
@@ -183,5 +193,9 @@ def _restore(tensors: dict[str, torch.Tensor], module: nn.Module, optimizer: tor
             _, key, name = full.split("/", 2)
             parameter = parameters[name]
             # Same memory format as the parameter, which is what the optimizer itself would have made.
-            value = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor.clone()
+            value = (
+                torch.empty_like(parameter).copy_(tensor)
+                if tensor.shape == parameter.shape
+                else tensor.to(parameter.device)
+            )
             optimizer.state[parameter][key] = value.detach()

@@ -18,7 +18,8 @@ from hwnas.progress import NullProgress
 from hwnas.spaces import get_space
 from hwnas.train.checkpoint import CheckpointStore, read_tensors
 from hwnas.train.data import Images, Normalisation
-from hwnas.train.loop import Batches, MetricsLog, learning_rate, make_optimizer, sampled_path, train_supernet
+from hwnas.train.loop import Batches, MetricsLog, learning_rate, make_optimizer, train_supernet
+from hwnas.train.paths import uniform_paths
 from hwnas.train.recipe import Phase
 
 SPACE = get_space("proxyless-tiny", num_classes=3)
@@ -57,8 +58,8 @@ def test_an_epoch_shows_every_image_at_most_once() -> None:
 
 
 def test_paths_are_uniform_and_depend_on_seed_and_step_only() -> None:
-    paths = [sampled_path(SPACE, 0, step) for step in range(2000)]
-    assert paths[:5] == [sampled_path(SPACE, 0, step) for step in range(5)]
+    paths = [uniform_paths(SPACE, 0)(step) for step in range(2000)]
+    assert paths[:5] == [uniform_paths(SPACE, 0)(step) for step in range(5)]
     for slot, choices in enumerate(SPACE.slots):
         for gene in range(len(choices)):
             share = sum(path[slot] == gene for path in paths) / 2000
@@ -112,9 +113,31 @@ def test_learning_rates() -> None:
 
 def test_a_loss_that_is_no_number_is_said_and_never_saved(tmp_path: Path) -> None:
     source = batches(phase(lr=1e30, warmup_steps=0, optimizer="sgd"))
-    with pytest.raises(HwnasError, match=r"the loss became (nan|inf) at step 10"):
+    with pytest.raises(HwnasError, match=r"the loss became (nan|inf) at step [23] .*there is no checkpoint yet"):
         train_supernet(supernet(), source, progress=NullProgress(), store=CheckpointStore(tmp_path, "supernet"))
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
+    """The last loss is a number; the update after it makes infinite weights."""
+    source = batches(phase(lr=1e38, weight_decay=1e3, warmup_steps=0, optimizer="sgd", steps=1))
+    with pytest.raises(HwnasError, match="a weight is not a number after step 1"):
+        train_supernet(supernet(), source, progress=NullProgress(), store=CheckpointStore(tmp_path, "supernet"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_training_that_breaks_later_keeps_its_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hwnas.train.loop.CHECKPOINT_INTERVAL_S", 0.0)
+    store, net = CheckpointStore(tmp_path, "supernet"), supernet()
+    recipe = phase(steps=40, optimizer="sgd", warmup_steps=0)
+    train_supernet(net, batches(recipe), progress=NullProgress(), store=store, stop_after=20)
+    good = store.paths()[0].read_bytes()
+    broken = batches(recipe.model_copy(update={"lr": 1e38}))
+    with pytest.raises(HwnasError, match=r"at step 2[0-9] .*the checkpoint of step 20 is kept"):
+        train_supernet(supernet(), broken, progress=NullProgress(), store=store)
+    assert store.paths()[0].read_bytes() == good
 
 
 def test_a_torn_last_row_is_not_joined_to_the_next(tmp_path: Path) -> None:
