@@ -19,6 +19,7 @@ from hwnas.errors import HwnasError, UsageError
 
 from .groups import nearest
 from .terminal import Terminal
+from .torchrun import TRAINING, several
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -50,6 +51,8 @@ class Command(click.Command):
         return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
+        if several() and ctx.command.name not in TRAINING:
+            raise UsageError(f"hwnas {ctx.command.name} is one process's work: start it without torchrun")
         terminal = ctx.find_object(Terminal)
         assert terminal is not None
         terminal.claim_stdout()

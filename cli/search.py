@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from hwnas.errors import HwnasError, UsageError
 from .choices import SPACE_NAMES, chosen_table, device_profile, named_table
 from .options import Command, common, file_path, option
 from .terminal import Terminal, milliseconds, percent
+from .training import joined, thread_count, train_options
 
 if TYPE_CHECKING:
     from hwnas.budget import Budget
@@ -52,7 +52,7 @@ SPACES = ("proxyless-tiny", "proxyless")
 @option("--generations", type=click.IntRange(1), metavar="N", help="Of the evolution  [default: the recipe's]")
 @option("--image-size", type=click.IntRange(1), metavar="N", help="Scale the images  [default: their own size]")
 @option("--seed", type=click.IntRange(0), default=0, metavar="N", help="Of everything random  [default: 0]")
-@option("--train-threads", type=click.IntRange(1), metavar="N", help="CPU threads of training  [default: all cores]")
+@train_options
 @common
 @click.pass_obj
 def command(
@@ -73,6 +73,7 @@ def command(
     image_size: int | None,
     seed: int,
     train_threads: int | None,
+    train_device: str | None,
 ) -> None:
     """Train a supernet on your images and search it under budgets.
 
@@ -85,6 +86,7 @@ def command(
       hwnas search --latency 60% --recipe quickstart --out runs/quickstart
       hwnas search --latency 8ms,12ms,17ms --data folder:flowers --lut p.lut
       hwnas search --latency 2ms --lut v100-tensorrt-fp16-b32 --allow-uncalibrated
+      torchrun --nproc-per-node 2 --no-python hwnas search --latency 17ms
     """
     _check_method(method)
     typed = {cost: text for cost, text in (("latency", latency), ("macs", macs), ("params", params)) if text}
@@ -104,6 +106,7 @@ def command(
 
     from hwnas.search.request import SearchRequest
     from hwnas.search.spos import search
+    from hwnas.search.workshop import follow
 
     request = SearchRequest(
         space=searched,
@@ -113,11 +116,18 @@ def command(
         recipe=settings,
         out=out,
         seed=seed,
-        threads=train_threads or len(os.sched_getaffinity(0)),
+        threads=thread_count(train_threads),
         method=method,
+        device=train_device or "cpu",
         notes=priced.notes,
     )
-    document = {**search(request, terminal.progress()).to_json(), "table": priced.notes.get("table")}
+    with joined(train_device) as ranks:
+        if not ranks.leads:
+            follow(request, ranks)
+            return
+        with ranks.leading():
+            outcome = search(request, terminal.progress(), ranks)
+    document = {**outcome.to_json(), "table": priced.notes.get("table")}
     if terminal.json:
         terminal.document(document)
     else:

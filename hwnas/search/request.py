@@ -40,7 +40,7 @@ class SearchRequest:
         seed: of everything random.
         threads: of torch.
         method: ``spos``, or ``random``: the baseline alone.
-        device: of torch.
+        device: of torch, ``cpu`` or ``cuda``; which GPU is the `Ranks`' to say.
         baseline: searches at random under the same budgets too (method spos).
         notes: anything else to keep in run.toml, such as the latency table and its fingerprint.
     """

@@ -187,11 +187,6 @@ def started_by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def follows() -> bool:
-    """Whether this process is one of torchrun's but the first."""
-    return started_by_torchrun() and int(os.environ.get("RANK", "0")) > 0
-
-
 @contextmanager
 def joined_ranks(device: str = "cpu") -> Iterator[Ranks]:
     """The ranks that torchrun started, joined; one process alone where it did not.

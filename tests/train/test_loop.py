@@ -12,32 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_training import SPACE, batches, phase, supernet
 
 from hwnas.errors import HwnasError
 from hwnas.progress import NullProgress
-from hwnas.spaces import get_space
 from hwnas.train.checkpoint import CheckpointStore, read_tensors
-from hwnas.train.data import Images, Normalisation
-from hwnas.train.loop import Batches, MetricsLog, learning_rate, make_optimizer, train_supernet
+from hwnas.train.loop import MetricsLog, learning_rate, make_optimizer, train_supernet
 from hwnas.train.paths import uniform_paths
-from hwnas.train.recipe import Phase
-
-SPACE = get_space("proxyless-tiny", num_classes=3)
-
-
-def phase(**changes: object) -> Phase:
-    fields = {"steps": 20, "batch_size": 4, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.1, "warmup_steps": 4}
-    return Phase.model_validate({**fields, "crop_padding": 1, **changes})
-
-
-def batches(recipe: Phase, seed: int = 0) -> Batches:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (30, 3, 28, 28), generator=generator, dtype=torch.uint8)
-    return Batches(Images(images, torch.arange(30) % 3), Normalisation.of(images), recipe, seed, "supernet")
-
-
-def supernet() -> torch.nn.Module:
-    return SPACE.supernet(generator=torch.Generator().manual_seed(0))
 
 
 def test_batches_are_functions_of_their_step() -> None:
@@ -157,7 +138,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from hwnas.train import loop
-from test_loop import SPACE, batches, phase, supernet
+from tiny_training import batches, phase, supernet
 loop.CHECKPOINT_INTERVAL_S = 0.0
 out = Path(sys.argv[1])
 from hwnas.progress import NullProgress
@@ -168,7 +149,7 @@ loop.train_supernet(supernet(), batches(phase(steps=60)), progress=NullProgress(
 
 
 def start(out: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     return subprocess.Popen([sys.executable, "-c", SCRIPT, str(out)], env=environment)
 
 
