@@ -22,7 +22,7 @@ from .groups import SuggestingGroup
 from .terminal import Terminal
 from .torchrun import follows
 
-COMMANDS = ("devices", "profile", "lut", "predict", "search", "verify", "export")
+COMMANDS = ("devices", "profile", "lut", "predict", "search", "train", "verify", "export")
 """In the order of the work. Each is a module of this package with a click command named `command`."""
 
 

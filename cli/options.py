@@ -35,7 +35,7 @@ class Option(click.Option):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.name is not None and self.name != "config":
-            self.envvar = PREFIX + self.name.upper()
+            self.envvar = PREFIX + self.name.rstrip("_").upper()
 
 
 def option(*names: str, **kwargs: Any) -> Callable[[Function], Function]:
@@ -74,7 +74,7 @@ def leaves(group: click.Command, ctx: click.Context, path: str = "") -> dict[str
 def keys(command: click.Command) -> dict[str, click.Parameter]:
     """What a configuration file may say for `command`, by the option's long name without dashes."""
     return {
-        param.name.replace("_", "-"): param
+        param.name.rstrip("_").replace("_", "-"): param  # --from is from_ to Python
         for param in command.params
         if isinstance(param, Option) and param.name and param.name != "config"
     }

@@ -113,10 +113,10 @@ class Finisher:
 
     def test_accuracy(self, module: nn.Module) -> tuple[float, str]:
         """Accuracy of a finished net, and the name of the split it is of. The test split is read here."""
-        return test_accuracy(module, self.splits, self.ranks.device)
+        return final_accuracy(module, self.splits, self.ranks.device)
 
 
-def test_accuracy(module: nn.Module, splits: DataSplits, device: str) -> tuple[float, str]:
+def final_accuracy(module: nn.Module, splits: DataSplits, device: str) -> tuple[float, str]:
     """Accuracy of a finished net, and the name of the split it is of: ``val`` where the data has no test split."""
     split = "test" if splits.has_test else "val"
     data = splits.load_test() if splits.has_test else splits.val

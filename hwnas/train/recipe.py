@@ -159,6 +159,19 @@ def load_recipe(name: str | Path) -> Recipe:
         raise HwnasError(f"recipe {text}: not TOML: {error}") from error
 
 
+def phase_from(data: Any, where: str) -> Phase:
+    """The part [train] of a recipe alone.
+
+    Raises:
+        HwnasError: a field is missing, unknown or out of range.
+    """
+    try:
+        return Phase.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise HwnasError(f"{where}: train.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
 def recipe_from(data: dict[str, Any], where: str) -> Recipe:
     """The recipe in `data`; `where` names its origin in errors.
 
