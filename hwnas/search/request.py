@@ -15,8 +15,9 @@ import numpy as np
 
 from hwnas.budget import Budget
 from hwnas.costs import Cost, macs_cost, params_cost
-from hwnas.errors import HwnasError
+from hwnas.errors import ClaimError, HwnasError
 from hwnas.runs import NetFolder
+from hwnas.search.contradiction import contradiction
 from hwnas.search.feasible import FeasibleSampler
 from hwnas.spaces.base import Arch, Space
 from hwnas.train.paths import sampling_identity
@@ -101,7 +102,8 @@ def make_goal(request: SearchRequest, budgets: Sequence[Budget]) -> Goal:
     """The net that meets `budgets`.
 
     Raises:
-        ClaimError: no architecture does; it says what the cheapest one costs.
+        ClaimError: no architecture does; it says what the cheapest one costs, or what contradicting budgets would have
+            to be.
         HwnasError: a budget limits a cost that the request has no prices of.
     """
     for budget in budgets:
@@ -112,7 +114,12 @@ def make_goal(request: SearchRequest, budgets: Sequence[Budget]) -> Goal:
     else:
         costs, limits = [macs_cost(request.space)], [np.inf]
     min_use = request.recipe.evolution.budget_use
-    sampler = FeasibleSampler(costs, limits, space=request.space.name, min_use=min_use)
+    try:
+        sampler = FeasibleSampler(costs, limits, space=request.space.name, min_use=min_use)
+    except ClaimError:
+        if (refusal := contradiction(costs, limits, request.space.name)) is None:
+            raise
+        raise refusal from None
     digest = hashlib.blake2b(digest_size=8)
     for cost, limit in zip(costs, limits, strict=True):
         digest.update(repr((cost.name, limit, cost.upper.fixed)).encode())
