@@ -46,6 +46,7 @@ SPACES = ("proxyless-tiny", "proxyless")
 @option("--latency", metavar="B", help="Budget: 17ms, 60% of the most expensive, zoo:NAME; several by comma.")
 @option("--macs", metavar="B", help="Budget: 330M; several by comma.")
 @option("--params", metavar="B", help="Budget: 4.2M; several by comma.")
+@option("--front", type=click.IntRange(2), metavar="N", help="Up to N nets, accuracy against the first budget's cost.")
 @option("--out", type=file_path, metavar="RUN", help="The run folder; the same one goes on  [default: one under runs/]")
 @option("--recipe", metavar="NAME", help="default, quickstart, paper, or a TOML file  [default: default]")
 @option("--population", type=click.IntRange(2), metavar="N", help="Of the evolution  [default: the recipe's]")
@@ -66,6 +67,7 @@ def command(
     latency: str | None,
     macs: str | None,
     params: str | None,
+    front: int | None,
     out: Path | None,
     recipe: str | None,
     population: int | None,
@@ -78,7 +80,8 @@ def command(
     """Train a supernet on your images and search it under budgets.
 
     Feasible is what meets the budget with the upper end of its predicted latency. The same RUN goes on where it was
-    interrupted, and reuses its trained supernet for other budgets.
+    interrupted, and reuses its trained supernet for other budgets. With --front the nets are those that no other one
+    scored beats in both accuracy and cost, spread from the cheapest to the budget.
 
     \b
     Example:
@@ -93,6 +96,8 @@ def command(
     if not typed:
         raise UsageError("give a budget: --latency 17ms, --macs 330M or --params 4M")
     wanted = _combinations(typed)
+    if front and method != "spos":
+        raise UsageError("--front is for the method spos")
     info = _describe(terminal, data, image_size)
     searched = _space(terminal, space, info)
     settings = _recipe(terminal, recipe, population, generations)
@@ -119,6 +124,7 @@ def command(
         threads=thread_count(train_threads),
         method=method,
         device=train_device or "cpu",
+        front=front or 0,
         notes=priced.notes,
     )
     with joined(train_device) as ranks:

@@ -57,6 +57,7 @@ def evolve(
     *,
     settings: Evolution | None = None,
     on_generation: Callable[[Generation], None] | None = None,
+    select: Callable[[Book, int], list[Arch]] | None = None,
 ) -> SearchResult:
     """The architecture with the highest score that evolution finds among the feasible ones.
 
@@ -70,13 +71,15 @@ def evolve(
         rng: the only source of chance.
         settings: None is the paper's.
         on_generation: called after each generation.
+        select: so many parents from everything scored so far; None takes the best.
     """
     settings = settings or Evolution()
     book = Book(space, sampler, evaluate)
     for index in range(settings.generations + 1):
         new: dict[Arch, None] = {}
         if index:
-            parents = np.array([arch.genes for arch in book.ranked()[: settings.parents]])
+            chosen = select(book, settings.parents) if select else book.ranked()[: settings.parents]
+            parents = np.array([arch.genes for arch in chosen])
             crossed = settings.population // 2
             _breed(book, new, crossed, partial(_cross, parents, rng), rng)
             _breed(book, new, settings.population, partial(_mutate, space, parents, settings.mutation, rng), rng)

@@ -43,6 +43,8 @@ class SearchRequest:
         method: ``spos``, or ``random``: the baseline alone.
         device: of torch, ``cpu`` or ``cuda``; which GPU is the `Ranks`' to say.
         baseline: searches at random under the same budgets too (method spos).
+        front: 0 looks for the best net under its budgets; else for up to so many nets of the front of accuracy against
+            the first budget's cost (method spos, without a baseline).
         notes: anything else to keep in run.toml, such as the latency table and its fingerprint.
     """
 
@@ -57,6 +59,13 @@ class SearchRequest:
     method: str = "spos"
     device: str = "cpu"
     baseline: bool = True
+    front: int = 0
+
+    @property
+    def has_baseline(self) -> bool:
+        """Whether a random baseline is searched and fine-tuned beside."""
+        return self.method == "spos" and self.baseline and not self.front
+
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -113,7 +122,7 @@ def make_goal(request: SearchRequest, budgets: Sequence[Budget]) -> Goal:
         costs, limits = [request.costs[budget.cost] for budget in budgets], [budget.limit for budget in budgets]
     else:
         costs, limits = [macs_cost(request.space)], [np.inf]
-    min_use = request.recipe.evolution.budget_use
+    min_use = 0.0 if request.front else request.recipe.evolution.budget_use  # a front has nets of every cost
     try:
         sampler = FeasibleSampler(costs, limits, space=request.space.name, min_use=min_use)
     except ClaimError:
@@ -129,6 +138,8 @@ def make_goal(request: SearchRequest, budgets: Sequence[Budget]) -> Goal:
     recipe = request.recipe.model_dump(exclude={"supernet", "sampling", "train"})  # the supernet's are of the identity
     recipe["finetune"] = request.recipe.finetune.identity()
     digest.update(json.dumps([identity(request), recipe, request.method]).encode())
+    if request.front:
+        digest.update(f"front of {request.front}".encode())
     return Goal(_net_name(budgets), tuple(budgets), sampler, digest.hexdigest())
 
 

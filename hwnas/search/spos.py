@@ -8,17 +8,21 @@ Under torchrun the first process does all that, and the others train and score w
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hwnas.costs import Prices
 from hwnas.errors import HwnasError
 from hwnas.progress import NullProgress, Progress, Task, duration
 from hwnas.runs import EvaluationLog, RunFolder, read_json
 from hwnas.search.evolution import Evolution, evolve
+from hwnas.search.pareto import best_spread, check_moocore, front
 from hwnas.search.random_search import random_search
 from hwnas.search.request import (
     METHODS,
@@ -33,6 +37,7 @@ from hwnas.search.request import (
     identity,
     make_goal,
 )
+from hwnas.search.result import SearchResult
 from hwnas.spaces.base import Arch
 from hwnas.train.ranks import SOLO, Ranks
 
@@ -41,7 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SearchOutcome", "SearchRequest", "search"]
 
-SEARCHES = {"spos": evolve, "random": random_search}
+SEARCHES: dict[str, Callable[..., SearchResult]] = {"spos": evolve, "random": random_search}
 
 
 def search(request: SearchRequest, progress: Progress, ranks: Ranks = SOLO) -> SearchOutcome:
@@ -54,6 +59,10 @@ def search(request: SearchRequest, progress: Progress, ranks: Ranks = SOLO) -> S
     began = time.monotonic()
     if request.method not in METHODS:
         raise ValueError(f"method {request.method!r} is not one of {METHODS}")
+    if request.front:
+        check_moocore()
+        if request.method != "spos" or not all(request.budgets):
+            raise ValueError("a front is of the method spos, under a budget")
     goals = [make_goal(request, budgets) for budgets in request.budgets]
     if len({goal.name for goal in goals}) < len(goals):
         raise HwnasError("the same budget is given twice: give each once")
@@ -62,21 +71,40 @@ def search(request: SearchRequest, progress: Progress, ranks: Ranks = SOLO) -> S
             progress.note(f"{budget} does not bind: every architecture of {request.space.name} meets it")
     run = RunFolder.create(request.out, identity=identity(request), config=configuration(request))
     with run:
-        if all(_complete(run, goal) for goal in goals):
+        if all(_complete(run, goal, request) for goal in goals):
             progress.note(f"{run.path} holds the results already")
         else:
             _Pipeline(request, progress, run, ranks).work(goals)
-        results = [run.net(goal.name).result() for goal in goals]
+        found = [[run.net(name).result() for name in _names(run, goal, request)] for goal in goals]
+        results = list(itertools.chain.from_iterable(found))
         run.write_json("results.json", {"format": 1, "method": request.method, "results": results})
-    evaluated = sum(int(result["evaluated"]) for result in results)
+    evaluated = sum(int(nets[0]["evaluated"]) for nets in found)
     return SearchOutcome(run.path, request.method, request.space.name, time.monotonic() - began, evaluated, results)
 
 
-def _complete(run: RunFolder, goal: Goal) -> bool:
-    """The goal's net is there with all its files, and so is its baseline where it has one."""
-    folder = run.net(goal.name)
-    baseline = folder.result().get("baseline")
-    return finished(folder, goal) and (not baseline or finished(run.net(baseline["net"]), goal))
+def _complete(run: RunFolder, goal: Goal, request: SearchRequest) -> bool:
+    """The goal's nets are there with all their files, and so is its baseline where it has one."""
+    for name in _names(run, goal, request):
+        folder = run.net(name)
+        result = folder.result()
+        baseline = result.get("baseline")
+        if "baseline" not in result or not finished(folder, goal):
+            return False
+        if baseline and not finished(run.net(baseline["net"]), goal):
+            return False
+    return True
+
+
+def _names(run: RunFolder, goal: Goal, request: SearchRequest) -> list[str]:
+    """Names of the goal's nets: one, or those of its front, of which the first knows how many there are."""
+    if not request.front:
+        return [goal.name]
+    size = run.net(_front_name(goal, 1)).result().get("front_size", 1)
+    return [_front_name(goal, place) for place in range(1, int(size) + 1)]
+
+
+def _front_name(goal: Goal, place: int) -> str:
+    return f"{goal.name}-front-{place}"
 
 
 class _Pipeline:
@@ -116,22 +144,28 @@ class _Pipeline:
 
     def work(self, goals: Sequence[Goal]) -> None:
         request = self.request
-        open_goals = [goal for goal in goals if not _complete(self.run, goal)]
+        open_goals = [goal for goal in goals if not _complete(self.run, goal, request)]
         self._expect(open_goals)
         self._train()
         log = self.run.evaluations(self.shop.fingerprint())
         choices: list[tuple[Goal, str, str, Arch, int]] = []
         self.progress.stage("Search")
         for goal in open_goals:
-            methods = [request.method, "random"] if request.method == "spos" and request.baseline else [request.method]
-            for method in methods:
-                arch, evaluated = self._choose(goal, method, log)
-                name = goal.name if method == request.method else f"{goal.name}-random"
-                choices.append((goal, method, name, arch, evaluated))
+            for method in [request.method, "random"] if request.has_baseline else [request.method]:
+                archs, evaluated = self._choose(goal, method, log)
+                for place, arch in enumerate(archs, 1):
+                    name = goal.name if method == request.method else f"{goal.name}-random"
+                    name = _front_name(goal, place) if request.front else name
+                    choices.append((goal, method, name, arch, evaluated))
         self.progress.stage("Fine-tuning what was found")  # all choices are made: from here the test split may be read
         for goal in open_goals:
             mine = [choice for choice in choices if choice[0] is goal]
             nets = [self._finish(goal, method, name, arch, n, log) for _, method, name, arch, n in reversed(mine)]
+            if request.front:
+                for net in nets:  # the first one, which tells how many there are, comes last
+                    told = {"baseline": None, "evaluated": net["evaluations"], "front_size": len(nets)}
+                    self.run.net(net["net"]).write_json("result.json", {**net, **told})
+                continue
             result = nets[-1]  # the baseline comes first
             result["baseline"] = nets[0] if len(nets) > 1 else None
             result["evaluated"] = sum(net["evaluations"] for net in nets)
@@ -157,10 +191,11 @@ class _Pipeline:
         began = time.monotonic()
         list(evaluator.scores([genes] * shop.threads, shop.threads))
         evaluation_s = (time.monotonic() - began) / shop.threads / world
-        nets = len(goals) * (2 if self.request.method == "spos" and self.request.baseline else 1)
+        searches = len(goals) * (2 if self.request.has_baseline else 1)
+        nets = searches * max(1, self.request.front)
         left = max(0, recipe.supernet.steps - self._done_steps())
         scale = recipe.finetune.batch_size / recipe.supernet.batch_size
-        scored = nets * evolution_settings(self.request).evaluations
+        scored = searches * evolution_settings(self.request).evaluations
         parts = {
             f"supernet of {left} steps": left * step_s,
             f"scoring {scored} architectures": scored * evaluation_s,
@@ -177,8 +212,11 @@ class _Pipeline:
         self.ranks.order("supernet")
         self.shop.train(self._store(), MetricsLog(self.run.metrics))
 
-    def _choose(self, goal: Goal, method: str, log: EvaluationLog) -> tuple[Arch, int]:
-        """The best architecture that a method finds, and how many it scored; known scores are read from the log."""
+    def _choose(self, goal: Goal, method: str, log: EvaluationLog) -> tuple[list[Arch], int]:
+        """The best architecture that a method finds, or those of its front, and how many it scored.
+
+        Known scores are read from the log.
+        """
         space, settings = self.request.space, evolution_settings(self.request)
 
         def evaluate(archs: list[Arch], task: Task) -> list[float]:
@@ -190,7 +228,11 @@ class _Pipeline:
             return [log.scores[arch.genes] for arch in archs]
 
         with self.progress.start(settings.evaluations, f"{method} for {goal.text}") as task:
-            result = SEARCHES[method](
+            search_method = SEARCHES[method]
+            if self.request.front:
+                prices = self._front_prices(goal)
+                search_method = partial(evolve, select=lambda book, count: best_spread(book, prices, count))
+            result = search_method(
                 space,
                 goal.sampler,
                 lambda archs: evaluate(archs, task),
@@ -199,7 +241,14 @@ class _Pipeline:
             )
         if not result.complete:
             self.progress.note(f"{method} for {goal.text}: {result.message}")
-        return result.best, len(result.evaluated)
+        found = [result.best]
+        if self.request.front:
+            found = front(result.evaluated, self._front_prices(goal), self.request.front)
+        return found, len(result.evaluated)
+
+    def _front_prices(self, goal: Goal) -> Prices:
+        """What the accuracy of a front is held against: the first budget's cost."""
+        return self.request.costs[goal.budgets[0].cost].prices
 
     def _finish(
         self, goal: Goal, method: str, name: str, arch: Arch, evaluations: int, log: EvaluationLog
