@@ -15,14 +15,26 @@ from .terminal import Terminal
 
 if TYPE_CHECKING:
     from hwnas.devices import DeviceProfile
-    from hwnas.spaces import Space
+    from hwnas.network import Network
+    from hwnas.spaces import AtomSpace, Space
 
 DEVICE = "cpu"
 
-SPACES = ("proxyless", "fbnet", "spos-shufflenet")
+DEFAULT_SPACES = ("proxyless", "proxyless-tiny")
+"""What is profiled and searched where no space is named, for large images and for small ones."""
+
+SPACES = ("proxyless", "proxyless-gpu", "fbnet", "spos-shufflenet", "spos-channels", "spos-joint",
+          "resnet18-quant", "resnet34-quant")  # fmt: skip
 """The search spaces that help texts name, here so that help need not import them."""
 
-SPACE_NAMES = f"{', '.join(SPACES[:-1])} or {SPACES[-1]}; each has a NAME-tiny for images up to 64 pixels"
+ATOM_SPACES = ("atomnas-a", "atomnas-b", "atomnas-c", "atomnas-tiny")
+"""The spaces of atoms, for the methods atomnas, atomnas-equal and width."""
+
+SPACE_NAMES = (
+    f"{', '.join(SPACES)}, each has a NAME-tiny for images up to 64 pixels; "
+    "spos-channels@BLOCKS, @zoo:NAME or @RUN searches channels on those blocks instead of choice_3; "
+    "atomnas-a/-b/-c or atomnas-tiny"
+)
 
 
 def device_options(function: Function) -> Function:
@@ -77,7 +89,7 @@ def chosen_table(
     profile: DeviceProfile | None = None,
     *,
     given: Mapping[str, Any] | None = None,
-    space: Space | None = None,
+    space: Space | AtomSpace | None = None,
 ) -> Path | None:
     """The table that was named, else the newest under ``tables/`` that fits; None where there is none.
 
@@ -87,10 +99,12 @@ def chosen_table(
         given: header keys that options fixed (batch_size, threads, precision), None and others are the table's to say.
         space: whose operators a table must hold.
     """
+    from hwnas.latency.atoms import kernels
     from hwnas.latency.lowering import lowering
     from hwnas.latency.shipped import table_file
     from hwnas.latency.slots import SpaceKernels
     from hwnas.latency.table import LatencyTable, list_tables
+    from hwnas.spaces import AtomSpace
 
     if lut is not None:
         return table_file(lut)
@@ -99,7 +113,11 @@ def chosen_table(
             continue
         if space is not None:
             with LatencyTable.open(info.path) as table:
-                wanted = SpaceKernels.of(space, lowering(table.header)).every()
+                lower = lowering(table.header)
+                if isinstance(space, AtomSpace):
+                    wanted = kernels(space, lower)
+                else:
+                    wanted = SpaceKernels.of(space, lower).every()
                 if not {op.key for op in wanted} <= set(table.names("operator")):
                     continue
         terminal.default("--lut", info.path, "the newest that fits")
@@ -169,3 +187,42 @@ def table_profile(path: Path) -> DeviceProfile:
             raise HwnasError(
                 f"{path} was made by another hwnas, with a profile unknown to this one: profile anew, to another --lut"
             ) from None
+
+
+MOST_PIXELS = 320
+"""Networks of larger images take long, and tell no more of how far a sum of operators is off."""
+
+
+def default_space(image_size: int) -> str | None:
+    """The one of `DEFAULT_SPACES` that is meant for images of so many pixels, rather the small one; None: none is."""
+    from hwnas.spaces import SPACES as FAMILIES
+
+    fitting = [n for n in DEFAULT_SPACES if FAMILIES[n].image_sizes[0] <= image_size <= FAMILIES[n].image_sizes[1]]
+    return fitting[-1] if fitting else None
+
+
+def calibration_spaces(terminal: Terminal, networks: Mapping[str, Network], path: Path) -> list[Space]:
+    """Spaces whose networks tell how far predictions of `networks` are off, where the table at `path` cannot yet.
+
+    One for each image size: a calibration is of one input shape (`hwnas.latency.model`).
+    """
+    from hwnas.latency.model import MIN_GROUP
+    from hwnas.latency.table import LatencyTable
+    from hwnas.spaces import get_space
+
+    shapes = []
+    if path.exists():
+        with LatencyTable.open(path) as table:
+            shapes = [network.input_shape for network in table.networks()]
+    found: dict[tuple[str, int], Space] = {}
+    for shape in dict.fromkeys(network.input_shape for network in networks.values()):
+        if shapes.count(shape) >= MIN_GROUP or len(shape) != 3:
+            continue
+        size = min(MOST_PIXELS, max(shape[1:]))
+        name = default_space(size)
+        if name is not None:
+            found[name, size] = get_space(name, image_size=size)
+    if found:
+        sizes = " and ".join(f"{name} at {size} pixels" for name, size in found)
+        terminal.default("--space", f"{sizes}, to calibrate on ('none' leaves it out)")
+    return list(found.values())

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .choices import SPACE_NAMES, device_options, device_profile, table_path
+from hwnas.errors import UsageError
+
+from .choices import DEFAULT_SPACES, SPACE_NAMES, calibration_spaces, device_options, device_profile, table_path
 from .options import Command, common, file_path, fraction, option
 from .terminal import Terminal, count
 
@@ -15,13 +17,18 @@ if TYPE_CHECKING:
     from hwnas.latency.build import BuildReport
     from hwnas.network import Network
 
-SPACES = ("proxyless", "proxyless-tiny")
-"""What is covered when neither a space nor a model is named."""
+NO_SPACE = "none"
+"""Typed for --space, where a model is to be measured alone."""
 
 
 @click.command("profile", cls=Command)
 @device_options
-@option("--space", multiple=True, metavar="SPACE", help=f"Cover this space; may be repeated: {SPACE_NAMES}.")
+@option(
+    "--space",
+    multiple=True,
+    metavar="SPACE",
+    help=f"Cover this space; may be repeated: {SPACE_NAMES}. Or {NO_SPACE}: the models alone.",
+)
 @option("--model", multiple=True, metavar="MODEL", help="Cover FILE.onnx, zoo:NAME, torchvision:NAME; may be repeated.")
 @option("--image-size", type=click.IntRange(1), help="Pixels of the spaces' images  [default: each space's own]")
 @option("--num-classes", type=click.IntRange(1), help="Classes of the spaces  [default: each space's own]")
@@ -52,18 +59,35 @@ def command(
       hwnas profile --device cpu
       hwnas profile --device cpu --space proxyless --threads 1 --lut p.lut
       hwnas profile --model net.onnx --batch 8
+      hwnas profile --model net.onnx --space none
+
+    Models alone would say little of how far a prediction is off: without --space, the ProxylessNAS space of the
+    models' image size is measured with them, and its networks are calibrated on. '--space none' leaves it out.
     """
 
     from hwnas.latency.build import build_table
-    from hwnas.spaces import get_space
+    from hwnas.models import space_name
+    from hwnas.network import NO_LOW_BITS
+    from hwnas.spaces import AtomSpace, find_space
 
     profile = device_profile(terminal, device, batch, precision, runtime, threads, target_error)
+    if NO_SPACE in space and (len(space) > 1 or not model):
+        raise UsageError(f"'--space {NO_SPACE}' leaves out every space: give it alone, with a --model")
+    if model and (not space or NO_SPACE in space) and (image_size or num_classes):
+        raise UsageError("--image-size and --num-classes are of spaces, a model has its own: name a --space")
     if not space and not model:
-        space = SPACES
-        terminal.default("--space", " and ".join(SPACES))
-    spaces = [get_space(name, image_size=image_size, num_classes=num_classes) for name in space]
+        space = DEFAULT_SPACES
+        terminal.default("--space", " and ".join(DEFAULT_SPACES))
+    names = [space_name(name) for name in space if name != NO_SPACE]
+    spaces = [find_space(name, image_size=image_size, num_classes=num_classes) for name in names]
     models = _networks(model)
+    quantised = [s.name for s in spaces if not isinstance(s, AtomSpace) and any(op.bits for op in s.supernet_ops())]
+    quantised += [name for name, network in models.items() if network.quantised]
+    if quantised:
+        raise UsageError(f"{', '.join(quantised)}: no latency to measure, {NO_LOW_BITS}; search with --bitops")
     path = table_path(terminal, lut, profile)
+    if models and not space:
+        spaces = [*calibration_spaces(terminal, models, path)]
     terminal.kept = f"every finished measurement is in {path}"
     report = build_table(profile, path, spaces=spaces, models=models, progress=terminal.progress())
     document = _document(report, path)

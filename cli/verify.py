@@ -13,7 +13,7 @@ from hwnas.errors import ClaimError, HwnasError, UsageError
 from .choices import chosen_table, device_options, device_profile, table_profile
 from .options import Command, common, file_path, option
 from .pictures import pictures
-from .subjects import Subject, subjects_of
+from .subjects import Subject, refuse_quantised, subjects_of
 from .terminal import Terminal, milliseconds, percent, plain
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def command(
     from hwnas.verify import verify
 
     subjects = subjects_of(terminal, model)
+    refuse_quantised(subjects)
     given = {"batch_size": batch, "precision": precision, "threads": threads}
     elsewhere = lut is None and _record(subjects).get("imported", False)
     if elsewhere and device is None:
@@ -70,7 +71,9 @@ def command(
         )
     path = table_file(lut) if lut else None if elsewhere else _recorded_table(terminal, subjects)
     if path is None:
-        given = given if elsewhere else _as_recorded(terminal, given, subjects)
+        if not elsewhere:
+            given = _as_recorded(terminal, given, subjects)
+            runtime = runtime or _recorded_runtime(terminal, device, subjects)
         path = chosen_table(terminal, None, device_profile(terminal, device, runtime=runtime), given=given)
     profile = _profile(terminal, device, runtime, given, path)
     budget_ms = _budget(latency, path)
@@ -128,6 +131,15 @@ def _as_recorded(terminal: Terminal, given: dict[str, Any], subjects: Sequence[S
             filled[key] = recorded[key]
             terminal.default(name, recorded[key], "the run's")
     return filled
+
+
+def _recorded_runtime(terminal: Terminal, device: str | None, subjects: Sequence[Subject]) -> str | None:
+    """The runtime that the run's table was measured with; None where there is none, or a device was named."""
+    recorded = _record(subjects).get("runtime")
+    if recorded is None or device is not None:
+        return None
+    terminal.default("--runtime", recorded, "the run's")
+    return str(recorded)
 
 
 def _profile(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -18,9 +19,8 @@ import sys
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -30,9 +30,12 @@ from numpy.typing import NDArray
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError, RuntimeMissing
 from hwnas.measure.runtimes.base import KernelTime
+from hwnas.memory import all_memory_bytes, free_memory_bytes
 
 WORKER = (sys.executable, "-m", "hwnas.measure.worker")
 START_TIMEOUT_S = 120.0
+PIPE_BYTES = 1 << 20
+"""What the pipe to the child holds: models of megabytes go through it in fewer writes."""
 
 
 class MeasurementError(Exception):
@@ -80,7 +83,7 @@ class MeasuringProcess:
         self, profile: DeviceProfile, *, memory_limit_bytes: int | None = None, command: tuple[str, ...] = WORKER
     ) -> None:
         self.profile = profile
-        self.memory_limit_bytes = memory_limit_bytes or _half_of_free_memory()
+        self.memory_limit_bytes = memory_limit_bytes or free_memory_bytes() // 2
         self.describe: dict[str, Any] = {}
         self._command = command
         self._child: subprocess.Popen[bytes] | None = None
@@ -168,7 +171,7 @@ class MeasuringProcess:
         if subject.name in self._loaded:
             self._loaded.move_to_end(subject.name)
             return self._loaded[subject.name][0]
-        if subject.memory_bytes > _all_memory():
+        if subject.memory_bytes > all_memory_bytes():
             raise MeasurementError(f"needs about {subject.memory_bytes / 1e9:.0f} GB, more memory than there is")
         try:
             model = subject.model()
@@ -182,9 +185,9 @@ class MeasuringProcess:
                 "do": "load",
                 "name": subject.name,
                 "role": subject.role,
-                "model": base64.b64encode(model).decode(),
                 "min_run_ms": self.profile.timing.min_run_ms,
-            }
+            },
+            payload=model,
         )
         repeats = answer.get("repeats")
         if type(repeats) is not int or repeats < 1:
@@ -196,12 +199,8 @@ class MeasuringProcess:
         """The network's first output for `images` [batch, C, H, W], computed on the device."""
         self.load(subject)
         answer = self._ask(
-            {
-                "do": "run",
-                "name": subject.name,
-                "shape": list(images.shape),
-                "image": base64.b64encode(np.ascontiguousarray(images, np.float32).tobytes()).decode(),
-            }
+            {"do": "run", "name": subject.name, "shape": list(images.shape)},
+            payload=np.ascontiguousarray(images, np.float32).tobytes(),
         )
         try:
             return np.frombuffer(base64.b64decode(answer["output"]), np.float32).reshape(answer["shape"])
@@ -222,6 +221,8 @@ class MeasuringProcess:
             raise MeasurementError(str(error), process_died=True) from None
         assert self._child.stdin is not None
         os.set_blocking(self._child.stdin.fileno(), False)
+        with contextlib.suppress(OSError, AttributeError):  # fewer, longer writes, where the system allows it
+            fcntl.fcntl(self._child.stdin.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._buffer = b""
         self._loaded.clear()
         options = {"threads": self.profile.thread_count}
@@ -231,12 +232,16 @@ class MeasuringProcess:
             raise MeasurementError(f"it does not say what it measures: {str(describe)[:80]}")
         self.describe = describe
 
-    def _ask(self, request: dict[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
+    def _ask(
+        self, request: dict[str, Any], timeout_s: float | None = None, payload: bytes | None = None
+    ) -> dict[str, Any]:
         if self._child is None:
             self._start()
         timeout_s = timeout_s or self.profile.timing.timeout_s
+        if payload is not None:
+            request = {**request, "payload": len(payload)}
         try:
-            answer = self._exchange(json.dumps(request).encode() + b"\n", timeout_s)
+            answer = self._exchange((json.dumps(request).encode() + b"\n", payload or b""), timeout_s)
         except TimeoutError:
             self._kill()
             raise MeasurementError(f"timed out after {timeout_s:g} s", process_died=True) from None
@@ -251,7 +256,7 @@ class MeasuringProcess:
             raise MeasurementError(str(answer.get("error")), fix=str(answer.get("fix", "")))
         return answer
 
-    def _exchange(self, line: bytes, timeout_s: float) -> dict[str, Any]:
+    def _exchange(self, parts: Sequence[bytes], timeout_s: float) -> dict[str, Any]:
         child = self._child
         assert child is not None
         assert child.stdin is not None
@@ -259,7 +264,8 @@ class MeasuringProcess:
         if self._buffer:
             raise ValueError(f"without being asked: {self._buffer[:80].decode(errors='replace')}")
         deadline = time.monotonic() + timeout_s
-        unsent = memoryview(line)  # written bit by bit: a child that hangs does not empty its pipe either
+        # written bit by bit: a child that hangs does not empty its pipe either
+        unsent = [memoryview(part) for part in parts if part]
         while b"\n" not in self._buffer:
             reads, writes, _ = select.select(
                 [child.stdout], [child.stdin] if unsent else [], [], max(0.0, deadline - time.monotonic())
@@ -267,7 +273,9 @@ class MeasuringProcess:
             if not reads and not writes:
                 raise TimeoutError
             if writes:
-                unsent = unsent[os.write(child.stdin.fileno(), unsent) :]
+                unsent[0] = unsent[0][os.write(child.stdin.fileno(), unsent[0]) :]
+                if not unsent[0]:
+                    del unsent[0]
             if not reads:
                 continue
             chunk = os.read(child.stdout.fileno(), 1 << 16)
@@ -321,18 +329,3 @@ def _are_times(samples: Any, runs: int, least: float = 1e-9) -> bool:
         and len(samples) == runs
         and all(type(sample) in (int, float) and math.isfinite(sample) and sample >= least for sample in samples)
     )
-
-
-def _all_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _half_of_free_memory() -> int:
-    """Half of what can be had without swapping; memory that only caches files counts as free."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024 // 2
-    except OSError:
-        pass
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -1,17 +1,20 @@
 """The measuring process: owns the runtime, reads requests and answers them, one JSON document a line.
 
-Run as ``python -m hwnas.measure.worker``. It imports no torch. Requests carry ``do`` and what it needs:
+Run as ``python -m hwnas.measure.worker``. It imports no torch. Requests carry ``do`` and what it needs; a request with
+``payload`` is followed by so many bytes, as they are: a model of 20 MB as text takes longer than loading it.
 
 =========  ==============================================  =====================================
 do         with                                            answers
 =========  ==============================================  =====================================
 open       runtime, options                                describe: what a table is bound to
-load       name, role (operator/network/kernels), model (base64)   repeats
+load       name, role, min_run_ms; payload: the model      repeats
 time       name, runs                                      samples_ms
 kernels    name, runs                                      kernels: node, kind, shapes and samples_ms of each
-run        name, shape, image (base64 float32)             shape, output (base64 float32)
+run        name, shape; payload: the image, float32        shape, output (base64 float32)
 unload     name
 =========  ==============================================  =====================================
+
+Roles are operator, network and kernels.
 
 An answer is ``{"ok": true, …}`` or ``{"ok": false, "error": "…"}``; that to ``open`` has ``fix`` too, a command, where
 the runtime is not installed. The process ends when its input does, even while a
@@ -67,7 +70,7 @@ class Worker:
     def do_load(self, request: dict[str, Any]) -> dict[str, Any]:
         if self.runtime is None:
             raise RuntimeError("load before open")
-        model = base64.b64decode(request["model"])
+        model = request["payload"]
         if request["role"] == "kernels":
             self.clocks[request["name"]] = self.runtime.load_kernels(model)
             return {"repeats": 1}
@@ -85,7 +88,7 @@ class Worker:
         return {"kernels": [asdict(time) for time in self.clocks[request["name"]].time_kernels(int(request["runs"]))]}
 
     def do_run(self, request: dict[str, Any]) -> dict[str, Any]:
-        image = np.frombuffer(base64.b64decode(request["image"]), np.float32).reshape(request["shape"])
+        image = np.frombuffer(request["payload"], np.float32).reshape(request["shape"])
         output = self.sessions[request["name"]].run(image)
         return {"shape": list(output.shape), "output": base64.b64encode(output.tobytes()).decode()}
 
@@ -95,12 +98,22 @@ class Worker:
         return {}
 
 
-def serve(requests: IO[str], answers: IO[str]) -> None:
+def serve(requests: IO[bytes], answers: IO[str]) -> None:
     """Answers until the requests end."""
     worker = Worker()
     for line in requests:
-        answers.write(json.dumps(worker.answer(json.loads(line))) + "\n")
+        request = json.loads(line)
+        if "payload" in request:
+            request["payload"] = _exactly(requests, int(request["payload"]))
+        answers.write(json.dumps(worker.answer(request)) + "\n")
         answers.flush()
+
+
+def _exactly(requests: IO[bytes], count: int) -> bytes:
+    payload = requests.read(count)
+    if len(payload) < count:  # whoever asked is gone
+        raise SystemExit(1)
+    return payload
 
 
 def _end_with_the_input() -> None:
@@ -118,7 +131,7 @@ def main() -> None:
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         threading.Thread(target=_end_with_the_input, daemon=True).start()
-        serve(sys.stdin, answers)
+        serve(sys.stdin.buffer, answers)
 
 
 if __name__ == "__main__":

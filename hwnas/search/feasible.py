@@ -154,7 +154,7 @@ class FeasibleSampler:
         self.acceptance = accepted
         self.count = self.drawn_count = max(1.0, on_grid * accepted)
         self.fraction = self.count / math.prod(int(row.sum()) for row in self._exists)
-        if binding and min_use > 0:
+        if binding and min_use > 0 and limits[binding[0]] > 0:  # of less than nothing there is no share
             self._set_floor(binding[0], min_use * limits[binding[0]], slacks[0])
         if self.floor > -math.inf:
             if (on_grid := self._on_grid()) > 0 and (accepted := self._probe()):

@@ -1,7 +1,7 @@
 """The front of accuracy against a cost: a search for many trade-offs at once, after NSGA-II (Deb et al. 2002).
 
 Parents are those of the best non-dominated ranks, within a rank those that are alone in their neighbourhood. The ranks
-come from moocore's non-dominated sorting.
+come from pymoo's non-dominated sorting.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from hwnas.search.result import Book
 
 
-def check_moocore() -> None:
+def check_pymoo() -> None:
     """Refuses a search for a front where the library is missing, before anything is trained.
 
     Raises:
         RuntimeMissing: with the line that installs it.
     """
     try:
-        import moocore  # noqa: F401
+        import pymoo  # noqa: F401
     except ImportError:
-        raise RuntimeMissing("a front needs the package moocore", "pip install 'hwnas[pareto]'") from None
+        raise RuntimeMissing("a front needs the package pymoo", "pip install 'hwnas[pareto]'") from None
 
 
 def best_spread(book: Book, prices: Prices, count: int) -> list[Arch]:
@@ -81,6 +81,7 @@ def _points(evaluated: Sequence[tuple[Arch, float]], prices: Prices) -> Floats:
 
 
 def _ranks(points: Floats) -> NDArray[np.int64]:
-    import moocore
+    from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-    return np.asarray(moocore.pareto_rank(points), dtype=np.int64)
+    _, ranks = NonDominatedSorting().do(points, return_rank=True)
+    return np.asarray(ranks, dtype=np.int64)

@@ -20,9 +20,9 @@ import numpy as np
 from hwnas.costs import Prices
 from hwnas.errors import HwnasError
 from hwnas.progress import NullProgress, Progress, Task, duration
-from hwnas.runs import EvaluationLog, RunFolder, read_json
+from hwnas.runs import EvaluationLog, RunFolder
 from hwnas.search.evolution import Evolution, evolve
-from hwnas.search.pareto import best_spread, check_moocore, front
+from hwnas.search.pareto import best_spread, check_pymoo, front
 from hwnas.search.random_search import random_search
 from hwnas.search.request import (
     METHODS,
@@ -34,8 +34,8 @@ from hwnas.search.request import (
     figures,
     finished,
     generator,
-    identity,
     make_goal,
+    slot_identity,
 )
 from hwnas.search.result import SearchResult
 from hwnas.spaces.base import Arch
@@ -60,7 +60,7 @@ def search(request: SearchRequest, progress: Progress, ranks: Ranks = SOLO) -> S
     if request.method not in METHODS:
         raise ValueError(f"method {request.method!r} is not one of {METHODS}")
     if request.front:
-        check_moocore()
+        check_pymoo()
         if request.method != "spos" or not all(request.budgets):
             raise ValueError("a front is of the method spos, under a budget")
     goals = [make_goal(request, budgets) for budgets in request.budgets]
@@ -69,7 +69,7 @@ def search(request: SearchRequest, progress: Progress, ranks: Ranks = SOLO) -> S
     for budget in dict.fromkeys(budget for goal in goals for budget in goal.budgets):
         if not binding([budget], request.costs):
             progress.note(f"{budget} does not bind: every architecture of {request.space.name} meets it")
-    run = RunFolder.create(request.out, identity=identity(request), config=configuration(request))
+    run = RunFolder.create(request.out, identity=slot_identity(request), config=configuration(request))
     with run:
         if all(_complete(run, goal, request) for goal in goals):
             progress.note(f"{run.path} holds the results already")
@@ -111,6 +111,7 @@ class _Pipeline:
     """The work between goals and results. Data and supernet are loaded here, once it is known that they are needed."""
 
     def __init__(self, request: SearchRequest, progress: Progress, run: RunFolder, ranks: Ranks) -> None:
+        from hwnas.search.data import keep_data
         from hwnas.search.workshop import Workshop
 
         self.request, self.progress, self.run, self.ranks = request, progress, run, ranks
@@ -118,27 +119,7 @@ class _Pipeline:
         ranks.order("begin")
         self.shop = Workshop(request, progress, ranks)
         self.splits = self.shop.splits
-        self._same_data()
-
-    def _same_data(self) -> None:
-        """Refuses images that are not those the run began with."""
-        path = self.run.path / "data.json"
-        fingerprint = self.splits.fingerprint()
-        if not path.is_file():
-            self.run.write_json(
-                "data.json",
-                {
-                    "data": self.request.data,
-                    "fingerprint": fingerprint,
-                    "train_images": len(self.splits.train),
-                    "val_images": len(self.splits.val),
-                    "classes": list(self.splits.class_names),
-                    "normalisation": asdict(self.splits.normalisation),
-                    "skipped": list(self.splits.skipped),
-                },
-            )
-        elif (read_json(path) or {}).get("fingerprint") != fingerprint:
-            raise HwnasError(f"the images of {self.request.data} changed since {self.run.path} began: another --out")
+        keep_data(request, run, self.splits)
 
     # -- the steps ---------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hwnas.errors import HwnasError
 from hwnas.progress import NullProgress, Progress
+from hwnas.search.data import load_splits
 from hwnas.search.request import SearchRequest
 from hwnas.spaces.base import Arch
 from hwnas.train.chance import step_rng, torch_generator
-from hwnas.train.data import load_data
 from hwnas.train.evaluate import Evaluator
 from hwnas.train.finish import train_net
 from hwnas.train.loop import Batches, MetricsLog, train_supernet
@@ -40,19 +39,7 @@ class Workshop:
         torch.set_num_threads(request.threads)
         self.request, self.progress, self.ranks = request, progress, ranks
         self.paths = make_paths(request.space, request.recipe.sampling, request.costs, request.seed)
-        self.splits = load_data(
-            request.data,
-            image_size=request.space.input_shape[1],
-            seed=request.seed,
-            on_skip=lambda path: progress.note(f"skipped, cannot be read: {path}"),
-        )
-        if self.splits.num_classes != request.space.num_classes:
-            raise HwnasError(
-                f"{request.data} has {self.splits.num_classes} classes, the space {request.space.num_classes}: "
-                "make the space for the data"
-            )
-        if len(set(ranks.gather(self.splits.fingerprint()))) > 1:
-            raise HwnasError(f"the processes of torchrun read different images from {request.data}: give all the same")
+        self.splits = load_splits(request, progress, ranks)
 
     @property
     def threads(self) -> int:

@@ -49,10 +49,14 @@ class CheckpointStore:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.name}-{step:09d}.safetensors"
-        write_tensors(path, state_tensors(module, optimizer), step=step)
+        write_tensors(path, tensors_of(module, optimizer), step=step)
+        self.drop_old()
+        return path
+
+    def drop_old(self) -> None:
+        """Removes all but the newest two."""
         for old in self.paths()[KEEP:]:
             old.unlink(missing_ok=True)
-        return path
 
     def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Restores the newest good checkpoint into `module` and `optimizer`. Returns its step, 0 where there is none.
@@ -67,10 +71,7 @@ class CheckpointStore:
             except HwnasError as error:
                 problems.append(str(error))
                 continue
-            try:
-                restore_state(tensors, module, optimizer)
-            except (RuntimeError, KeyError) as error:
-                raise HwnasError(f"checkpoint {path} is of another net: choose another --out") from error
+            restore(tensors, module, optimizer, f"checkpoint {path}")
             return step
         if problems:
             raise HwnasError(f"{problems[0]}; no older one is left: remove {self.folder} to begin again")
@@ -171,23 +172,32 @@ def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> d
     return tensors
 
 
-def state_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Weights, buffers and optimizer state by name: all that `restore_state` needs."""
+def tensors_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Everything that a module and its optimizer hold, by name; `restore` takes it up."""
     return {**_module_tensors(module), **_optimizer_tensors(module, optimizer)}
 
 
-def restore_state(tensors: dict[str, torch.Tensor], module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Sets `module` and `optimizer` to what `state_tensors` gave.
+def restore(tensors: dict[str, torch.Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, what: str) -> None:
+    """Takes up the tensors of `tensors_of`; `what` names them in the error.
 
     Raises:
-        RuntimeError, KeyError: the tensors are of another net.
+        HwnasError: they are another net's.
     """
+    model = {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}
+    parameters = dict(module.named_parameters())
+    try:
+        module.load_state_dict(model)
+        optimizer.state.clear()
+        _restore_optimizer(tensors, parameters, optimizer)
+    except (RuntimeError, KeyError) as error:
+        raise HwnasError(f"{what} is of another net: choose another --out") from error
+
+
+def _restore_optimizer(
+    tensors: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
     import torch
 
-    model = {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}
-    module.load_state_dict(model)
-    parameters = dict(module.named_parameters())
-    optimizer.state.clear()
     for full, tensor in tensors.items():
         if full.startswith("optimizer/"):
             _, key, name = full.split("/", 2)

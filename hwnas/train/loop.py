@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -23,14 +23,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hwnas.errors import HwnasError
+from hwnas.nn.blocks import Dropout
 from hwnas.progress import Progress
 from hwnas.train.augment import augmented
 from hwnas.train.chance import step_rng as step_rng
 from hwnas.train.chance import torch_generator as torch_generator
-from hwnas.train.checkpoint import CheckpointStore, disk_errors, restore_state, state_tensors, write_atomically
+from hwnas.train.checkpoint import CheckpointStore, disk_errors, restore, tensors_of, write_atomically
 from hwnas.train.data import Images, Normalisation
 from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Phase
+from hwnas.train.rmsprop import RMSProp
 
 if TYPE_CHECKING:
     from hwnas.nn.supernet import SinglePathSupernet
@@ -42,9 +44,11 @@ LOG_STEPS = 10
 
 
 def learning_rate(phase: Phase, step: int) -> float:
-    """Learning rate of a step (from 0): linear warm-up to the peak, then decay to 0 at the end."""
+    """Learning rate of a step (from 0): linear warm-up to the peak, then decay, to 0 at the end but for a staircase."""
     if step < phase.warmup_steps:
         return phase.lr * (step + 1) / (phase.warmup_steps + 1)
+    if phase.schedule == "staircase":
+        return float(phase.lr * phase.decay ** ((step - phase.warmup_steps) // phase.decay_steps))
     progress = (step - phase.warmup_steps) / max(1, phase.steps - phase.warmup_steps)
     left = 1 - progress if phase.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return phase.lr * left
@@ -54,13 +58,22 @@ def make_optimizer(module: nn.Module, phase: Phase) -> torch.optim.Optimizer:
     """The optimizer of a phase; weight decay on parameters of two or more dimensions only.
 
     A parameter without a gradient is left alone by both: no decay, no momentum, no step counted. That is what keeps
-    the choices that a path did not take unchanged.
+    the choices that a path did not take unchanged. Of a weight that choices slice, a supernet guards the rest.
     """
+    optimizer = _optimizer(module, phase)
+    if guard := getattr(module, "guard", None):
+        guard(optimizer)
+    return optimizer
+
+
+def _optimizer(module: nn.Module, phase: Phase) -> torch.optim.Optimizer:
     parameters = list(module.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": phase.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if phase.optimizer == "rmsprop":
+        return RMSProp(groups, lr=phase.lr, momentum=phase.momentum)
     if phase.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=phase.lr, momentum=phase.momentum, foreach=True)
     return torch.optim.AdamW(groups, lr=phase.lr, fused=True)
@@ -111,14 +124,17 @@ class Batches:
         """Whole batches in one pass over the images."""
         return max(1, len(self.data) // self.phase.batch_size)
 
+    def of_rank(self, stream: str) -> str:
+        """A stream of chance that every process has for itself."""
+        return f"{stream} {self.rank}" if self.rank else stream
+
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """Images and labels of a step; every epoch is a permutation of its own."""
         epoch, place = divmod(step, self.per_epoch)
         order = _order(self.seed, self.stream, epoch, len(self.data))
         whole = order[place * self.phase.batch_size : (place + 1) * self.phase.batch_size]
         batch = self.data.take(whole[self.rank :: self.world])
-        stream = f"{self.stream} augment" + (f" {self.rank}" if self.rank else "")
-        generator = torch_generator(step_rng(self.seed, stream, step))
+        generator = torch_generator(step_rng(self.seed, self.of_rank(f"{self.stream} augment"), step))
         images = augmented(batch.images.to(self.device), self.phase, generator)
         return self.normalisation(images), batch.labels.to(self.device)
 
@@ -157,6 +173,26 @@ class MetricsLog:
             file.write(f"{step},{loss:.6g},{lr:.6g},{seconds:.1f}\n")
 
 
+class Hooks(Protocol):
+    """What a method does in every step beside the loss."""
+
+    def before_update(self, step: int, lr: float) -> None:
+        """The gradients of a step (from 0) are there and can be added to."""
+
+    def after_update(self, done: int) -> None:
+        """So many steps are done; no graph refers to the parameters."""
+
+
+class Store(Protocol):
+    """Where checkpoints go: a `CheckpointStore`, or one that keeps more."""
+
+    def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Restores the newest checkpoint; returns its step, 0 where there is none."""
+
+    def save(self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+        """Writes the state after `step` steps."""
+
+
 def train(
     module: nn.Module,
     batches: Batches,
@@ -164,10 +200,12 @@ def train(
     forward: Callable[[Tensor, int], Tensor],
     progress: Progress,
     description: str,
-    store: CheckpointStore | None = None,
+    store: Store | None = None,
     metrics: MetricsLog | None = None,
     stop_after: int | None = None,
     ranks: Ranks = SOLO,
+    optimizer: torch.optim.Optimizer | None = None,
+    hooks: Hooks | None = None,
 ) -> int:
     """Trains `module` to the end of the phase, from its last checkpoint where there is one.
 
@@ -185,6 +223,8 @@ def train(
         metrics: where losses go.
         stop_after: does no more than this many steps now (to time them); the schedule is not changed.
         ranks: the processes that train together.
+        optimizer: None is that of the phase.
+        hooks: what a method does beside the loss; it may change the module's and the optimizer's parameters.
 
     Returns:
         Steps done in all, those before a resume included.
@@ -195,26 +235,35 @@ def train(
     phase = batches.phase
     batches = batches.part(ranks) if ranks.world > 1 else batches
     module.to(batches.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = make_optimizer(module, phase)
+    optimizer = optimizer or make_optimizer(module, phase)
     first = store.load(module, optimizer) if store and ranks.leads else 0
     first = share_state(first, module, optimizer, ranks)
     seconds = metrics.resume(first) if metrics and ranks.leads else 0.0
     last = phase.steps if stop_after is None else min(phase.steps, first + stop_after)
     loss_function = nn.CrossEntropyLoss(label_smoothing=phase.label_smoothing)
     book = _Book(module, optimizer, store, metrics, ranks, seconds, f"{description}, lr {phase.lr:g}", first)
+    dropouts = [part for part in module.modules() if isinstance(part, Dropout)]
     with progress.start(phase.steps, description, first) as task:
         for step in range(first, last):
             lr = learning_rate(phase, step)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             images, labels = batches.at(step)
+            for place, dropout in enumerate(dropouts):
+                stream = batches.of_rank(f"{batches.stream} dropout {place}")
+                dropout.generator = torch_generator(step_rng(batches.seed, stream, step))
             optimizer.zero_grad(set_to_none=True)
             loss = loss_function(forward(images, step), labels)
             loss.backward()
             ranks.average_gradients(module.parameters())
+            if hooks:
+                hooks.before_update(step, lr)
             optimizer.step()
             book.losses.append(loss.detach())
             done = step + 1
+            if hooks:
+                del loss  # its graph knows the shapes of parameters that may be about to change
+                hooks.after_update(done)
             if done % LOG_STEPS == 0 or done == last:
                 book.keep(done, lr, ended=done == last)
             task.advance()
@@ -225,9 +274,9 @@ def share_state(step: int, module: nn.Module, optimizer: torch.optim.Optimizer, 
     """Gives every rank the first one's weights, optimizer state and step. Returns the step."""
     if ranks.world == 1:
         return step
-    shared = ranks.share(state_tensors(module, optimizer) if ranks.leads else None)
+    shared = ranks.share(tensors_of(module, optimizer) if ranks.leads else None)
     if not ranks.leads:
-        restore_state(shared, module, optimizer)
+        restore(shared, module, optimizer, "the state of the first process")
     return int(ranks.tell(step))
 
 
@@ -237,7 +286,7 @@ class _Book:
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    store: CheckpointStore | None
+    store: Store | None
     metrics: MetricsLog | None
     ranks: Ranks
     seconds: float
@@ -292,8 +341,10 @@ def train_supernet(
 
     taken = paths or uniform_paths(supernet.space, batches.seed)
 
+    warm_up = batches.phase.widening * batches.phase.steps
+
     def forward(images: Tensor, step: int) -> Tensor:
-        scores: Tensor = supernet(images, taken(step))
+        scores: Tensor = supernet(images, supernet.space.widened(taken(step), step / warm_up if warm_up else 1.0))
         return scores
 
     return train(

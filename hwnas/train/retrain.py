@@ -24,12 +24,13 @@ from torch import nn
 from hwnas.errors import HwnasError
 from hwnas.progress import NullProgress, Progress, duration
 from hwnas.runs import NetFolder, RunFolder, read_json
+from hwnas.search.data import read_splits
 from hwnas.spaces import Arch, Space, arch_from_json
 from hwnas.train.chance import step_rng, torch_generator
 from hwnas.train.checkpoint import CheckpointStore, write_atomically
-from hwnas.train.data import DataSplits, load_data
+from hwnas.train.data import DataSplits
 from hwnas.train.evaluate import accuracy
-from hwnas.train.finish import final_accuracy, train_net, write_net
+from hwnas.train.finish import accuracy_at_last, train_net, write_net
 from hwnas.train.loop import MetricsLog
 from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Phase
@@ -108,20 +109,15 @@ def follow_training(request: TrainRequest, ranks: Ranks) -> None:
 
 def _read_data(request: TrainRequest, size: int, classes: int, progress: Progress, ranks: Ranks) -> DataSplits:
     torch.set_num_threads(request.threads)
-    splits = load_data(
+    return read_splits(
         request.data,
-        image_size=size,
+        size=size,
+        classes=classes,
+        unfit=f"the nets of {request.run} have {classes}: train them on the data that they were searched for",
         seed=request.split_seed,
-        on_skip=lambda path: progress.note(f"skipped, cannot be read: {path}"),
+        progress=progress,
+        ranks=ranks,
     )
-    if splits.num_classes != classes:
-        raise HwnasError(
-            f"{request.data} has {splits.num_classes} classes, the nets of {request.run} have {classes}: "
-            "train them on the data that they were searched for"
-        )
-    if len(set(ranks.gather(splits.fingerprint()))) > 1:
-        raise HwnasError(f"the processes of torchrun read different images from {request.data}: give all the same")
-    return splits
 
 
 class _Training:
@@ -211,7 +207,7 @@ class _Training:
         request, result = self.request, folder.result()
         kept, seconds = folder.path / FOUND, MetricsLog(folder.path / "metrics.csv").rows()
         on_val = accuracy(module, self._splits.val, self._splits.normalisation, device=self.ranks.device)
-        tested, split = final_accuracy(module, self._splits, self.ranks.device)
+        tested, split = accuracy_at_last(module, self._splits, self.ranks.device)
         trained = {
             "accuracy": tested,
             "accuracy_split": split,

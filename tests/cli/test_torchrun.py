@@ -66,3 +66,8 @@ def test_other_commands_are_not_for_several_processes(hwnas: Hwnas) -> None:
     assert done.code == 2
     assert "without torchrun" in done.error
     assert hwnas("devices", env={**several, "RANK": "1"}).stderr == ""
+    write_fashion_mnist(hwnas.folder / "fashion")
+    images = {"HWNAS_FASHION_MNIST": str(hwnas.folder / "fashion")}
+    done = hwnas("search", "--method", "atomnas", "--macs", "50%", env={**several, **images})
+    assert done.code == 2
+    assert "atomnas is for one process" in done.error

@@ -33,8 +33,9 @@ def log(text):
     open(os.path.join({folder!r}, "log"), "a").write(text + chr(10))
 def say(**answer):
     print(json.dumps(answer), flush=True)
-for line in sys.stdin:
+for line in sys.stdin.buffer:
     request = json.loads(line)
+    sys.stdin.buffer.read(request.get("payload", 0))
     do, name = request["do"], request.get("name", "")
     log(do + " " + name)
     if do == "open":
@@ -398,7 +399,7 @@ def test_the_child_imports_no_torch() -> None:
         "import sys, io, json\n"
         "from hwnas.measure import worker\n"
         "opened = json.dumps({'do': 'open', 'runtime': 'onnxruntime', 'options': {'threads': 1}})\n"
-        "worker.serve(io.StringIO(opened), sys.stdout)\n"
+        "worker.serve(io.BytesIO(opened.encode()), sys.stdout)\n"
         "print(sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'torchvision', 'pandas', 'scipy'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

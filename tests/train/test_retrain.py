@@ -150,7 +150,7 @@ def test_a_killed_training_ends_in_the_same_nets(data: Path, searched: Path, tra
     run = searched.parent / "killed"
     shutil.copytree(searched, run)
     process = start(data, run)
-    while not list((run / "checkpoints").glob("train-*")):
+    while not list((run / "checkpoints").glob("train-*.safetensors")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
