@@ -95,6 +95,7 @@ def command(
       hwnas search --latency 17ms
       hwnas search --latency 60% --recipe quickstart --out runs/quickstart
       hwnas search --latency 8ms,12ms,17ms --data folder:flowers --lut p.lut
+      hwnas search --latency 17ms --front 6
       hwnas search --method atomnas --space atomnas-tiny --latency 50%
       hwnas search --latency 2ms --lut v100-tensorrt-fp16-b32 --allow-uncalibrated
       torchrun --nproc-per-node 2 --no-python hwnas search --latency 17ms

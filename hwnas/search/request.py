@@ -92,13 +92,12 @@ class SearchRequest:
     device: str = "cpu"
     baseline: bool = True
     front: int = 0
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_baseline(self) -> bool:
         """Whether a random baseline is searched and fine-tuned beside."""
         return self.method == "spos" and self.baseline and not self.front
-
-    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,14 +143,24 @@ class _Pipeline:
             mine = [choice for choice in choices if choice[0] is goal]
             nets = [self._finish(goal, method, name, arch, n, log) for _, method, name, arch, n in reversed(mine)]
             if request.front:
-                for net in nets:  # the first one, which tells how many there are, comes last
-                    told = {"baseline": None, "evaluated": net["evaluations"], "front_size": len(nets)}
-                    self.run.net(net["net"]).write_json("result.json", {**net, **told})
+                self._tell_front(goal, nets)
                 continue
             result = nets[-1]  # the baseline comes first
             result["baseline"] = nets[0] if len(nets) > 1 else None
             result["evaluated"] = sum(net["evaluations"] for net in nets)
             self.run.net(goal.name).write_json("result.json", result)
+
+    def _tell_front(self, goal: Goal, nets: Sequence[dict[str, Any]]) -> None:
+        """Completes the results of a front; that of its first net, which tells how many there are, comes last."""
+        for place in itertools.count(len(nets) + 1):  # of an earlier, larger front
+            stale = self.run.net(_front_name(goal, place))
+            if not stale.path.is_dir():
+                break
+            for name in ("result.json", "verify.json"):
+                (stale.path / name).unlink(missing_ok=True)
+        for net in nets:
+            told = {"baseline": None, "evaluated": net["evaluations"], "front_size": len(nets)}
+            self.run.net(net["net"]).write_json("result.json", {**net, **told})
 
     def _expect(self, goals: Sequence[Goal]) -> None:
         """Says how long all this will take, from a few steps on a throw-away supernet."""

@@ -25,7 +25,7 @@ from hwnas.errors import HwnasError
 from hwnas.progress import NullProgress, Progress, duration
 from hwnas.runs import NetFolder, RunFolder, read_json
 from hwnas.search.data import read_splits
-from hwnas.spaces import Arch, Space, arch_from_json
+from hwnas.spaces import Arch, AtomArch, AtomSpace, Space, arch_from_json, atoms_from_json
 from hwnas.train.chance import step_rng, torch_generator
 from hwnas.train.checkpoint import CheckpointStore, write_atomically
 from hwnas.train.data import DataSplits
@@ -34,6 +34,8 @@ from hwnas.train.finish import accuracy_at_last, train_net, write_net
 from hwnas.train.loop import MetricsLog
 from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Phase
+
+AnySpace = Space | AtomSpace
 
 STARTS = ("scratch", "inherited")
 """Where a training begins: with fresh weights, or with those that the search left."""
@@ -92,7 +94,7 @@ def follow_training(request: TrainRequest, ranks: Ranks) -> None:
         data.append(_read_data(request, order["size"], order["classes"], NullProgress(), ranks))
 
     def net(order: dict[str, Any]) -> None:
-        space, arch = arch_from_json(order["arch"])
+        space, arch = _described(order["arch"])
         train_net(
             space.build(arch),
             data[0],
@@ -160,7 +162,7 @@ class _Training:
             path.unlink(missing_ok=True)
         return {"net": folder.name, **done, "folder": str(folder.path)}
 
-    def _data(self, space: Space) -> DataSplits:
+    def _data(self, space: AnySpace) -> DataSplits:
         """The images, read once.
 
         Raises:
@@ -179,16 +181,17 @@ class _Training:
                 )
         return self._splits
 
-    def _key(self, folder: NetFolder, arch: Arch) -> str:
+    def _key(self, folder: NetFolder, arch: Arch | AtomArch) -> str:
         """Of everything that the trained weights depend on; of inherited ones also what they begin with."""
         request = self.request
-        words = [arch.space, arch.genes, request.phase.model_dump(), request.start, request.seed, request.split_seed]
+        made = arch.genes if isinstance(arch, Arch) else arch.widths
+        words = [arch.space, made, request.phase.identity(), request.start, request.seed, request.split_seed]
         digest = hashlib.blake2b(repr([*words, request.data, self.ranks.world]).encode(), digest_size=6)
         if request.start == "inherited":
             digest.update(_found_weights(folder).read_bytes())
         return digest.hexdigest()
 
-    def _begin(self, folder: NetFolder, space: Space, arch: Arch) -> nn.Module:
+    def _begin(self, folder: NetFolder, space: AnySpace, arch: Any) -> nn.Module:
         generator = torch_generator(step_rng(self.request.seed, "fresh weights", 0))
         module = space.build(arch, generator=generator)
         if self.request.start == "inherited":
@@ -200,7 +203,7 @@ class _Training:
         return module
 
     def _finish(
-        self, folder: NetFolder, space: Space, arch: Arch, module: nn.Module, known: dict[str, Any]
+        self, folder: NetFolder, space: AnySpace, arch: Any, module: nn.Module, known: dict[str, Any]
     ) -> dict[str, Any]:
         """Tests the net and replaces its files. A kill between two of them leaves a net without an accuracy, no lie."""
         assert self._splits is not None
@@ -247,9 +250,16 @@ class _Training:
                 net.write_json("result.json", {**result, "baseline": entry})
 
 
-def _architecture(folder: NetFolder) -> tuple[Space, Arch]:
+def _described(document: Any) -> tuple[AnySpace, Any]:
+    """The space and the architecture, of slots or of atoms, of an arch.json."""
+    if isinstance(document, dict) and "widths" in document:
+        return atoms_from_json(document)
+    return arch_from_json(document)
+
+
+def _architecture(folder: NetFolder) -> tuple[AnySpace, Any]:
     try:
-        return arch_from_json(json.loads(folder.arch.read_text(encoding="utf-8")))
+        return _described(json.loads(folder.arch.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError) as error:
         raise HwnasError(f"{folder.arch} cannot be read: give the same hwnas search command again") from error
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from tiny_images import write_dataset
 
 from hwnas.budget import Budget
 from hwnas.costs import macs_cost
+from hwnas.errors import RuntimeMissing
 from hwnas.progress import NullProgress
 from hwnas.runs import RunFolder
 from hwnas.search.evolution import Evolution, evolve
@@ -84,6 +88,7 @@ def test_the_search_for_a_front_finds_a_better_one_than_that_for_the_best_net() 
     assert better >= 4
 
 
+BUDGET = Budget("macs", 5e6, "5M")
 RECIPE = Recipe.model_validate(
     {
         "supernet": {"steps": 2, "batch_size": 8, "optimizer": "adamw", "lr": 2e-3},
@@ -96,8 +101,7 @@ RECIPE = Recipe.model_validate(
 
 def test_the_nets_of_a_front_are_found_nets_of_the_run(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", train=12, test=2)
-    budget = Budget("macs", 5e6, "5M")
-    request = SearchRequest(SPACE, f"folder:{data}", [[budget]], {"macs": MACS}, RECIPE, tmp_path / "run", front=3)
+    request = SearchRequest(SPACE, f"folder:{data}", [[BUDGET]], {"macs": MACS}, RECIPE, tmp_path / "run", front=3)
     outcome = search(request, NullProgress())
     assert outcome.evaluated == 12
     assert 1 <= len(outcome.results) <= 3
@@ -109,9 +113,22 @@ def test_the_nets_of_a_front_are_found_nets_of_the_run(tmp_path: Path) -> None:
     assert found == sorted(found)
     assert macs[-1] <= 5e6
     assert {result["net"] for result in RunFolder.open(tmp_path / "run").results()} == set(names)
-    again = search(request, NullProgress())
-    assert again.seconds < 3
-    assert again.results == outcome.results
+    assert search(request, NullProgress()).results == outcome.results
+    larger = tmp_path / "run" / "nets" / f"macs-5M-front-{len(names) + 1}"  # as an earlier search may have left it
+    shutil.copytree(tmp_path / "run" / "nets" / names[-1], larger)
+    search(replace(request, front=2), NullProgress())
+    left = {result["net"] for result in RunFolder.open(tmp_path / "run").results()}
+    assert left == set(names[: min(2, len(names))])
+
+
+def test_a_front_without_its_library_is_refused_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pymoo", None)
+    request = SearchRequest(SPACE, "folder:none", [[BUDGET]], {"macs": MACS}, RECIPE, tmp_path / "run", front=3)
+    with pytest.raises(RuntimeMissing, match="pymoo"):
+        search(request, NullProgress())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

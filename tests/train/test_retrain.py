@@ -25,7 +25,8 @@ from hwnas.export import parity
 from hwnas.progress import NullProgress
 from hwnas.runs import RunFolder
 from hwnas.search.spos import SearchRequest, search
-from hwnas.spaces import arch_from_json, get_space
+from hwnas.spaces import AtomArch, AtomSpace, arch_from_json, find_space, get_space
+from hwnas.train.finish import write_net
 from hwnas.train.loop import MetricsLog
 from hwnas.train.recipe import Phase, Recipe
 from hwnas.train.retrain import TrainRequest, train_nets
@@ -126,6 +127,26 @@ def test_other_classes_and_changed_images_are_refused(searched: Path, tmp_path: 
     (run / "nets" / NETS[0] / "weights.safetensors").write_bytes(b"no tensors")
     with pytest.raises(HwnasError, match="search it again"):
         train_nets(replace(request(data, searched), start="inherited", run=run, data=f"folder:{data}/"), NullProgress())
+
+
+def test_a_net_of_atoms_is_trained_too(data: Path, tmp_path: Path) -> None:
+    space = find_space("atomnas-tiny", num_classes=3)
+    assert isinstance(space, AtomSpace)
+    arch = AtomArch(space.name, tuple(tuple(atoms // 4 for atoms in row) for row in space.full))
+    run = RunFolder.create(tmp_path / "run", identity={"data": f"folder:{data}"}, config={})
+    with run:
+        net = run.net("macs-50pct")
+        net.path.mkdir(parents=True)
+        write_net(net, space, arch, space.build(arch, generator=torch.Generator().manual_seed(0)))
+        net.write_json("result.json", {"net": net.name, "accuracy": 0.25, "accuracy_split": "test", "baseline": None})
+    before = net.weights.read_bytes()
+    phase = PHASE.model_copy(update={"steps": 4})
+    for start in ("scratch", "inherited"):
+        wanted = TrainRequest(tmp_path / "run", ["macs-50pct"], f"folder:{data}", phase, start)
+        (result,) = train_nets(wanted, NullProgress())["results"]
+        assert (result["from"], result["accuracy_before"]) == (start, 0.25)
+        assert (net.path / "found.safetensors").read_bytes() == before != net.weights.read_bytes()
+    assert load_file(net.weights).keys() == load_file(net.path / "found.safetensors").keys()
 
 
 SCRIPT = """
