@@ -16,7 +16,7 @@ BUDGET := 60%
 # Where the published tables lie that lut/ is made from (lut/README.md says where they come from).
 V100 := ../shared/data
 
-.PHONY: help quickstart test lint bench clean dataset shipped-tables
+.PHONY: help quickstart test lint bench clean dataset sshd shipped-tables
 
 help:
 	@echo "make quickstart  install, profile this CPU, search under a latency budget, verify on the device"
@@ -62,11 +62,20 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint dataset
+# A server on loopback, for the tests of devices that are elsewhere; without it they are skipped.
+sshd:
+	@if [ ! -x /usr/sbin/sshd ] && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get install --yes --quiet openssh-server >/dev/null 2>&1 \
+		|| { apt-get update --quiet && apt-get install --yes --quiet openssh-server; } >/dev/null 2>&1 \
+		|| echo "Debian's package openssh-server could not be installed: the tests over ssh are skipped"; \
+	fi
+
+test: lint dataset sshd
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(READY)
 	$(BIN)/python benchmarks/pricing.py
+	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/prediction.py --quick
 	$(BIN)/python benchmarks/torchvision_nets.py
 	$(BIN)/python benchmarks/budget_audit.py

@@ -8,13 +8,14 @@ stands what a naive table says: operators timed alone one after the other, the m
 200 random splits of all networks into 30 to calibrate on and the rest. "profiled" is the time that went into what a
 profile measures, "noise" the standard error of a test network's own measurement: no error can be seen to be smaller.
 
-`--quick` is one thread, batch 1, three spaces, and fewer visits of each network. Tables with the raw samples and plots
-of predicted against measured are kept under `--out`. Exit code 3 where a bound is missed.
+`--quick` is one thread, batch 1, three spaces, and fewer visits of each network. Tables with the raw samples, and plots
+of predicted against measured (the extra `plot`), are kept under `--out`. Exit code 3 where a bound is missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import time
 from collections.abc import Mapping
@@ -51,6 +52,8 @@ NAIVE_S = 0.05
 
 BOUNDS = {1: 0.01, 2: 0.02}
 """Mean error on one thread, and on more."""
+
+NO_PLOT = "matplotlib is not installed: pip install 'hwnas[plot]'"
 
 Vector = NDArray[np.float64]
 
@@ -123,6 +126,9 @@ def main() -> None:
     if not args.quick and not (args.space or args.threads or args.batch):
         args.threads = [1, 2]
     args.out.mkdir(parents=True, exist_ok=True)
+    plots = can_plot()
+    if not plots:
+        print(f"no plots: {NO_PLOT}", file=sys.stderr)
     started = time.monotonic()
     print(HEAD, flush=True)
     missed = []
@@ -134,8 +140,10 @@ def main() -> None:
             for name in args.space or SPACES:
                 line = measure(profile, get_space(name), args.networks, args.out)
                 print(line.text(), flush=True)
+                if plots:
+                    plot(line, table_path(args.out, name, profile).with_suffix(".png"))
                 missed += [f"{name}, batch {batch}, {threads} thread(s): {miss}" for miss in line.misses()]
-    print(f"{time.monotonic() - started:.0f} s in all; tables with raw samples and plots are in {args.out}")
+    print(f"{time.monotonic() - started:.0f} s in all; tables with raw samples{' and plots' * plots} are in {args.out}")
     for miss in missed:
         print(f"missed: {miss}")
     sys.exit(3 if missed else 0)
@@ -149,7 +157,7 @@ def _quicker(profile: DeviceProfile) -> DeviceProfile:
 
 def measure(profile: DeviceProfile, space: Space, count: int, out: Path) -> Line:
     """Profiles the space with test networks beside it, and judges the predictions."""
-    path = out / f"{space.name}-b{profile.batch_size}-t{profile.thread_count}.lut"
+    path = table_path(out, space.name, profile)
     path.unlink(missing_ok=True)
     archs = calibration_archs(space, count, seed=1)
     known = set(calibration_archs(space, CALIBRATION_NETWORKS))
@@ -165,7 +173,7 @@ def measure(profile: DeviceProfile, space: Space, count: int, out: Path) -> Line
     naive = naive_table(profile, tests)
     times = np.array([net.measured.latency_ms for net in measured.values()])
     sums = np.array([sum(naive[op.key] for op in net.network.ops) for net in measured.values() if net.network])
-    line = Line(
+    return Line(
         space.name,
         profile.batch_size,
         profile.thread_count,
@@ -176,8 +184,6 @@ def measure(profile: DeviceProfile, space: Space, count: int, out: Path) -> Line
         float(np.abs(sums / times - 1).mean()),
         float(np.median([net.measured.relative_error for net in measured.values()])) / NORMAL_90,
     )
-    plot(line, path.with_suffix(".png"))
-    return line
 
 
 def split_coverage(model: LatencyModel, networks: list[MeasuredNetwork]) -> Vector:
@@ -215,12 +221,20 @@ def naive_table(profile: DeviceProfile, networks: Mapping[str, Network]) -> dict
     return found
 
 
+def table_path(out: Path, space: str, profile: DeviceProfile) -> Path:
+    """Where the table of one setting is kept."""
+    return out / f"{space}-b{profile.batch_size}-t{profile.thread_count}.lut"
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def plot(line: Line, path: Path) -> None:
-    """Predicted against measured, where matplotlib is installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
+    """Predicted against measured."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.subplots()
     ends = [line.measured.min(), line.measured.max()]

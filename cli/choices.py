@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hwnas.errors import HwnasError
+from hwnas.errors import HwnasError, UsageError
 
-from .options import Function, option
+from .options import Function, file_path, option
 from .terminal import Terminal
 
 if TYPE_CHECKING:
     from hwnas.devices import DeviceProfile
     from hwnas.network import Network
     from hwnas.spaces import AtomSpace, Space
-
-DEVICE = "cpu"
 
 DEFAULT_SPACES = ("proxyless", "proxyless-tiny")
 """What is profiled and searched where no space is named, for large images and for small ones."""
@@ -40,10 +38,10 @@ SPACE_NAMES = (
 def device_options(function: Function) -> Function:
     """The options that say on what, and how, is measured."""
     decorators = (
-        option("--device", metavar="DEVICE", help="A profile's name or a path to one  [default: cpu]"),
+        option("--device", metavar="DEVICE", help="A profile's name or path, or ssh://HOST/PROFILE  [default: cpu]"),
         option("--batch", type=click.IntRange(1), metavar="N", help="Images in one run  [default: the profile's]"),
         option("--precision", metavar="NAME", help="fp32 (the only one in this version)"),
-        option("--runtime", metavar="NAME", help="onnxruntime or openvino  [default: the profile's]"),
+        option("--runtime", metavar="NAME", help="As in 'hwnas devices': openvino, …  [default: the profile's]"),
         option("--threads", type=click.IntRange(0), metavar="N", help="0 is all cores  [default: the profile's]"),
     )
     for decorator in reversed(decorators):
@@ -61,10 +59,10 @@ def device_profile(
     target_error: float | None = None,
 ) -> DeviceProfile:
     """The profile that the device options name, with what they change."""
-    from hwnas.devices import find_profile, with_runtime
+    from hwnas.devices import default_device, find_profile, with_runtime
 
     if device is None:
-        device = DEVICE
+        device = default_device(runtime)
         terminal.default("--device", device)
     profile = find_profile(device)
     if runtime is not None:
@@ -125,6 +123,30 @@ def chosen_table(
     return None
 
 
+def table_to_read(function: Function) -> Function:
+    """A table as an argument or by ``--lut``: both are in many users' fingers. `the_table` says which it is."""
+    given = click.argument("table", type=file_path, required=False, metavar="[TABLE]")
+    return given(
+        option("--lut", type=file_path, metavar="FILE", help="The table  [default: the newest under tables/]")(function)
+    )
+
+
+def the_table(terminal: Terminal, table: Path | None, lut: Path | None) -> Path:
+    """The table that was named, in one way or the other, else the newest under ``tables/``.
+
+    Raises:
+        UsageError: two different ones were named.
+        HwnasError: none was named and there is none.
+    """
+    typed = click.get_current_context().get_parameter_source("lut") is click.core.ParameterSource.COMMANDLINE
+    if typed and None not in (table, lut) and table != lut:  # one of a variable or a file gives way to an argument
+        raise UsageError(f"two tables are named, {table} and --lut {lut}: leave one of them out")
+    path = chosen_table(terminal, table or lut)
+    if path is None:
+        raise HwnasError("no table under tables/: make one with 'hwnas profile --device cpu', or name a file")
+    return path
+
+
 def _fits(header: Mapping[str, Any], profile: DeviceProfile, given: Mapping[str, Any]) -> bool:
     from hwnas.measure.hardware import cpu_name
 
@@ -132,7 +154,10 @@ def _fits(header: Mapping[str, Any], profile: DeviceProfile, given: Mapping[str,
     if "threads" in wanted:  # a table says how many there were, never 0 for all cores
         wanted["threads"] = profile.override(threads=wanted["threads"]).thread_count
     mine = header["profile"]["name"] == profile.name and header["runtime"] == profile.runtime
-    return mine and header["device"] == cpu_name() and all(header[key] == value for key, value in wanted.items())
+    there = header["profile"].get("host", "") == profile.host
+    # what is elsewhere is known by its host, a GPU by its profile; measuring there compares the device itself
+    mine = mine and there and (not profile.on_this_cpu or header["device"] == cpu_name())
+    return mine and all(header[key] == value for key, value in wanted.items())
 
 
 def named_table(terminal: Terminal, lut: Path, device: str | None) -> Path:
@@ -149,12 +174,12 @@ def named_table(terminal: Terminal, lut: Path, device: str | None) -> Path:
     from hwnas.measure.hardware import cpu_name
 
     lut = table_file(lut)
-    here = cpu_name()  # every profile of this version measures this machine's CPU
+    here = cpu_name()
     profile = find_profile(device) if device is not None else None  # a misspelt one is an error with a table too
     if lut.exists():
         with LatencyTable.open(lut) as table:
             measured, runtime = table.header["device"], table.header["runtime"]
-        if measured != here and device is not None:
+        if measured != here and device is not None and (profile is None or profile.on_this_cpu):
             raise HwnasError(f"{lut} was measured on {measured}, --device {device} is {here}: leave one of them out")
         if profile is not None and runtime != profile.runtime:
             raise HwnasError(f"{lut} was measured with {runtime}, --device {device} is {profile.runtime}: "
@@ -164,17 +189,23 @@ def named_table(terminal: Terminal, lut: Path, device: str | None) -> Path:
     return lut
 
 
-def table_profile(path: Path) -> DeviceProfile:
+def table_profile(path: Path, device: str | None = None) -> DeviceProfile:
     """The profile that a table was made with: what is compared with the table has to be measured in the same way.
+
+    It is measured where the table was, unless `device` says where.
 
     Raises:
         HwnasError: this hwnas does not know such a profile.
     """
     from pydantic import ValidationError
 
-    from hwnas.devices import DeviceProfile
+    from hwnas.devices import DeviceProfile, find_profile
     from hwnas.latency.table import LatencyTable
 
+    where = {}
+    if device is not None:
+        typed = find_profile(device)
+        where = {"host": typed.host, "python": typed.python}
     with LatencyTable.open(path) as table:
         if table.header.get("imported"):
             raise HwnasError(
@@ -182,7 +213,7 @@ def table_profile(path: Path) -> DeviceProfile:
                 "as it was; give the --lut of a table made with 'hwnas profile'"
             )
         try:
-            return DeviceProfile.model_validate(table.header["profile"])
+            return DeviceProfile.model_validate({**table.header["profile"], "python": "", **where})
         except ValidationError:
             raise HwnasError(
                 f"{path} was made by another hwnas, with a profile unknown to this one: profile anew, to another --lut"

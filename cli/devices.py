@@ -16,19 +16,21 @@ from .terminal import Terminal, milliseconds
 
 @click.command("devices", cls=Command)
 @option("--self-test", metavar="DEVICE", help="Measure one small network on DEVICE.")
+@click.argument("host", required=False, metavar="[ssh://HOST]")
 @common
 @click.pass_obj
-def command(terminal: Terminal, self_test: str | None) -> None:
+def command(terminal: Terminal, self_test: str | None, host: str | None) -> None:
     """List the devices that can be used here, each with why not where it cannot.
 
     \b
     Example:
       hwnas devices
       hwnas devices --self-test cpu
+      hwnas devices ssh://jetson
     """
     from hwnas.devices import available_runtimes
 
-    found: list[dict[str, Any]] = [asdict(status) for status in available_runtimes()]
+    found: list[dict[str, Any]] = [asdict(status) for status in ([] if self_test else available_runtimes(host or ""))]
     if self_test is not None:
         found = [_self_test(terminal, self_test, found)]
     if terminal.json:
@@ -58,8 +60,9 @@ def _self_test(terminal: Terminal, device: str, known: list[dict[str, Any]]) -> 
 
     profile = device_profile(terminal, device)
     model = network_to_onnx(reference_network(), batch_size=profile.batch_size)
+    progress = terminal.progress()
     subject = Subject("reference", "network", lambda: model)
-    with device_lock(profile.device, terminal.progress()), MeasuringProcess(profile) as process:
+    with device_lock(profile.lock_name, progress), MeasuringProcess(profile, progress=progress) as process:
         try:
             _, samples_ms = process.time_ms(subject, 20)
         except MeasurementError as error:
@@ -67,5 +70,5 @@ def _self_test(terminal: Terminal, device: str, known: list[dict[str, Any]]) -> 
         runtime = f"{process.describe['runtime']} {process.describe['runtime_version']}"
         reason = f"{runtime}, {process.describe['device']}, {process.describe['cores']} cores"
     status = next((entry for entry in known if entry["name"] == profile.name), {"fix": ""})
-    entry = {"name": profile.name, "runtime": profile.runtime, "available": True, "reason": reason}
+    entry = {"name": profile.address, "runtime": profile.runtime, "available": True, "reason": reason}
     return {**status, **entry, "reference_ms": min(samples_ms)}

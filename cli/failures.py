@@ -45,6 +45,8 @@ def exit_code_and_line(error: BaseException, terminal: Terminal) -> tuple[int, s
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), terminal.stdout.fileno())  # or the flush at exit complains again
         return 1, ""
+    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
+        return 1, f"no temporary folder can be written (TMPDIR, /tmp, /var/tmp): {DISK_FULL}"
     if isinstance(error, OSError) and error.errno in ADVICE:
         place = f"{error.filename}: " if error.filename else ""
         return 1, place + ADVICE[error.errno]

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hwnas.errors import HwnasError
-
-from .choices import chosen_table
+from .choices import table_to_read, the_table
 from .groups import SuggestingGroup
 from .lut_check import check_command
 from .lut_files import diff_command, export_command, merge_command
@@ -113,8 +111,7 @@ def _list(terminal: Terminal, found: list[dict[str, Any]]) -> None:
 
 
 @command.command("show", cls=Command)
-@click.argument("table", type=file_path, required=False, metavar="[FILE]")
-@option("--lut", type=file_path, metavar="FILE", help="The table  [default: the newest under tables/]")
+@table_to_read
 @option("--sort", type=click.Choice(list(SORTS)), default="ms", help="Biggest first; gmacs: least efficient first.")
 @option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N rows  [default: all]")
 @common
@@ -130,9 +127,7 @@ def show_command(terminal: Terminal, table: Path | None, lut: Path | None, sort:
     """
     from hwnas.latency.table import LatencyTable
 
-    path = chosen_table(terminal, table or lut)
-    if path is None:
-        raise HwnasError("no table under tables/: make one with 'hwnas profile --device cpu', or name a file")
+    path = the_table(terminal, table, lut)
     with LatencyTable.open(path) as opened:
         header = opened.header
         rows = sorted(opened.rows(), key=SORTS[sort])

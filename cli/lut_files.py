@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hwnas.errors import HwnasError, UsageError
+from hwnas.errors import UsageError
 
-from .choices import chosen_table
+from .choices import table_to_read, the_table
 from .options import Command, common, file_path, option
 from .terminal import Terminal, count, milliseconds
 
@@ -95,8 +95,7 @@ def _table(report: DiffReport) -> Table:
 
 
 @click.command("export", cls=Command)
-@click.argument("table", type=file_path, required=False, metavar="[TABLE]")
-@option("--lut", type=file_path, metavar="FILE", help="The table  [default: the newest under tables/]")
+@table_to_read
 @option("--format", "form", type=click.Choice(FORMATS), help="[default: by the ending of --out, else csv]")
 @option("--out", type=file_path, metavar="FILE", help="Where to  [default: stdout]")
 @common
@@ -114,9 +113,7 @@ def export_command(
     from hwnas.latency.frames import export_table, to_document, to_text
     from hwnas.latency.table import LatencyTable
 
-    path = chosen_table(terminal, table or lut)
-    if path is None:
-        raise HwnasError("no table under tables/: make one with 'hwnas profile --device cpu', or name a file")
+    path = the_table(terminal, table, lut)
     form = form or _by_ending(out) or ("json" if terminal.json and out is None else "csv")
     if out is None and (form == "parquet" or (terminal.json and form != "json")):
         raise UsageError(f"{form} is not written to stdout{' with --json' * terminal.json}: give --out FILE.{form}")

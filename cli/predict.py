@@ -105,7 +105,7 @@ def _measured(terminal: Terminal, loaded: LoadedModel, lut: Path | None, device:
 
     path = _known_table(terminal, lut, device)
     if path is not None and path.exists():
-        profile = table_profile(path)
+        profile = table_profile(path, device)
     else:
         profile = device_profile(terminal, device)
         path = table_path(terminal, lut, profile)
@@ -138,6 +138,7 @@ def _document(text: str, ops: Sequence[Op]) -> dict[str, Any]:
         "coverage": None,
         "interpolated": None,
         "estimated": None,
+        "guessed": None,
         "calibrated": None,
         "missing": [],
         "unknown": [],
@@ -164,6 +165,7 @@ def _latency(prediction: Prediction, network: Network) -> dict[str, Any]:
         "coverage": prediction.coverage,
         "interpolated": prediction.interpolated,
         "estimated": prediction.estimated,
+        "guessed": prediction.guessed or None,
         "calibrated": prediction.calibrated,
         "missing": [name for name in prediction.missing if name not in network.unknown],
         "ops": ops,
@@ -202,10 +204,8 @@ def _show(terminal: Terminal, document: dict[str, Any], limit: int) -> None:
 
 def _coverage(document: dict[str, Any]) -> str:
     """How the operators are known."""
-    text = f"{100 * document['coverage']:.1f}% of the operators are in {document['lut']}"
-    for how, what in (("interpolated", "interpolated"), ("estimated", "estimated from bytes and MACs")):
-        if document[how]:
-            text += f", {100 * document[how]:.1f}% {what}"
+    share = f"{document['coverage']:.1%} of the operators are in {document['lut']}"
+    text = f"in {document['lut']}: {document['guessed']}" if document["guessed"] else share
     return text if document["calibrated"] else f"{text}; uncalibrated: no whole networks were measured"
 
 

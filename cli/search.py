@@ -126,7 +126,7 @@ def command(
     settings = _recipe(terminal, recipe, population, generations)
     priced = _price(terminal, searched, lut, device, needed="latency" in typed)
     _check_calibrated(priced, allowed=allow_uncalibrated or "latency" not in typed)
-    budgets = [[_resolve(spec, priced) for spec in specs] for specs in wanted]
+    budgets = [[_resolve(terminal, spec, priced) for spec in specs] for specs in wanted]
     if out is None:
         out = default_out(method, searched, info, recipe)
         terminal.default("--out", out)
@@ -157,6 +157,7 @@ def command(
         with ranks.leading():
             outcome = search(request, terminal.progress(), ranks)
     document = {**outcome.to_json(), "table": priced.notes.get("table")}
+    document["zoo"] = priced.notes.get("zoo", {})  # what is said of budgets that are a net's
     if terminal.json:
         terminal.document(document)
     else:
@@ -359,20 +360,23 @@ def _space_options(space: Space | AtomSpace) -> str:
     return options if space.num_classes == usual.num_classes else f"{options} --num-classes {space.num_classes}"
 
 
-def _resolve(spec: Any, priced: _Priced) -> Budget:
+def _resolve(terminal: Terminal, spec: Any, priced: _Priced) -> Budget:
     """A budget as a number.
 
     Raises:
         HwnasError: it is as much as a zoo's net costs, and the table lacks operators of that net.
     """
     budget: Budget = spec.resolve(
-        priced.costs[spec.cost], lambda name: zoo_cost(spec.cost, name, priced.path, priced.model)
+        priced.costs[spec.cost],
+        lambda name: zoo_cost(terminal, spec.cost, name, priced.path, priced.model, priced.notes),
     )
     return budget
 
 
-def zoo_cost(cost: str, name: str, path: Path | None, model: LatencyModel | None) -> float:
-    """What a net of the zoo costs.
+def zoo_cost(
+    terminal: Terminal, cost: str, name: str, path: Path | None, model: LatencyModel | None, notes: dict[str, Any]
+) -> float:
+    """What a net of the zoo costs; where that rests on operators that were not measured, it is said, and in `notes`.
 
     Raises:
         HwnasError: the table lacks operators of that net.
@@ -383,11 +387,14 @@ def zoo_cost(cost: str, name: str, path: Path | None, model: LatencyModel | None
     if cost != "latency":
         return float(getattr(network, cost))
     assert model is not None
-    latency = model.predict(network).latency_ms
-    if latency is None:
+    predicted = model.predict(network)
+    if predicted.latency_ms is None:
         command = f"hwnas predict zoo:{name} --lut {path} --measure"
         raise HwnasError(f"{path} lacks operators of zoo:{name}: measure them with '{command}'")
-    return latency
+    if predicted.guessed and name not in notes.get("zoo", {}):
+        notes.setdefault("zoo", {})[name] = predicted.guessed
+        terminal.note(f"the budget zoo:{name} rests on more than measurements: {predicted.guessed}")
+    return predicted.latency_ms
 
 
 def default_out(method: str, space: Space | AtomSpace, info: DataInfo, recipe: str | None) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import UsageError
@@ -12,7 +11,6 @@ from .terminal import Terminal
 from .training import joined
 
 if TYPE_CHECKING:
-    from hwnas.atom_costs import AtomCost
     from hwnas.spaces import AtomSpace
     from hwnas.train.data import DataInfo
 
@@ -43,7 +41,14 @@ def search_atoms(terminal: Terminal, asked: Shared) -> dict[str, Any]:
     model, notes = read_table(path) if path is not None else (None, {})
     check_calibrated(path, model, allowed=asked.allow_uncalibrated or not timed)
     costs = atom_costs(space, model)
-    budgets = [[_resolved(spec, space, costs[spec.cost], path, model) for spec in row] for row in asked.wanted]
+
+    def resolved(spec: Any) -> Any:
+        return spec.resolve_to(
+            lambda: costs[spec.cost].total(space.full),
+            lambda name: zoo_cost(terminal, spec.cost, name, path, model, notes),
+        )
+
+    budgets = [[resolved(spec) for spec in row] for row in asked.wanted]
     out = asked.out
     if out is None:
         out = default_out(asked.method, space, asked.info, asked.recipe)
@@ -64,7 +69,7 @@ def search_atoms(terminal: Terminal, asked: Shared) -> dict[str, Any]:
     )
     with joined(asked.train_device):
         outcome = search(request, terminal.progress())
-    return {**outcome.to_json(), "table": notes.get("table")}
+    return {**outcome.to_json(), "table": notes.get("table"), "zoo": notes.get("zoo", {})}
 
 
 def _space(terminal: Terminal, name: str | None, info: DataInfo) -> AtomSpace:
@@ -81,8 +86,3 @@ def _space(terminal: Terminal, name: str | None, info: DataInfo) -> AtomSpace:
     if not isinstance(space, AtomSpace):
         raise UsageError(f"{name} has no atoms: this method searches {', '.join(ATOM_SPACES)}")
     return space
-
-
-def _resolved(spec: Any, space: AtomSpace, cost: AtomCost, path: Path | None, model: Any) -> Any:
-    """A budget as a number."""
-    return spec.resolve_to(lambda: cost.total(space.full), lambda name: zoo_cost(spec.cost, name, path, model))

@@ -36,7 +36,7 @@ class Walk:
     slots, from state 0.
 
     Attributes:
-        extra: [slots, states, choices], never negative.
+        extra: [slots, states, choices], never negative; infinite for a choice that a state does not allow.
         after: [slots, states, choices], the state that each choice leaves.
         tail: [states], what each state costs after the last slot, never negative.
     """
@@ -44,11 +44,6 @@ class Walk:
     extra: Floats
     after: NDArray[np.intp]
     tail: Floats
-
-    @property
-    def most(self) -> float:
-        """No architecture pays more than this."""
-        return float(self.extra.max(axis=(1, 2)).sum() + self.tail.max())
 
     def add_to(self, total: Floats, genes: Genes) -> None:
         """Adds what `genes` [n, slots] cost to `total` [n]."""
@@ -91,10 +86,14 @@ class Prices:
 
     @classmethod
     def of_walk(cls, fixed: float, table: Floats, after: NDArray[np.intp], tail: Floats) -> Prices:
-        """From the prices [slots, states, choices] in each state; infinite where there is no such state or choice."""
+        """From the prices [slots, states, choices] in each state; infinite where there is no such state or choice.
+
+        A choice that only some states have cannot be taken in the others; a state that is reached has one at least.
+        """
         least = table.min(axis=1)
-        known = np.isfinite(table)
-        extra = np.where(known, table - np.where(np.isfinite(least), least, 0.0)[:, None, :], 0.0)
+        known, exists = np.isfinite(table), np.isfinite(least)[:, None, :]
+        forbidden = exists & ~known & known.any(axis=2, keepdims=True)
+        extra = np.where(known, table - np.where(exists, least[:, None, :], 0.0), np.where(forbidden, np.inf, 0.0))
         end = tail.min()
         behind = np.where(np.isfinite(tail), tail - end, 0.0)
         walk = Walk(extra, after, behind) if extra.any() or behind.any() else None
@@ -129,7 +128,7 @@ class Prices:
         for prices, extra, after in zip(table, self.walk.extra, self.walk.after, strict=True):
             reached: dict[int, tuple[float, tuple[int, ...]]] = {}
             for state, (paid, genes) in best.items():
-                for gene in np.flatnonzero(np.isfinite(prices)).tolist():
+                for gene in np.flatnonzero(np.isfinite(prices + extra[state])).tolist():
                     way = (paid + float(prices[gene] + sign * extra[state, gene]), (*genes, gene))
                     end = int(after[state, gene])
                     reached[end] = min(reached.get(end, way), way)

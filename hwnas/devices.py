@@ -13,8 +13,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hwnas.errors import HwnasError, RuntimeMissing, UsageError
+from hwnas.measure.ssh import HOST, split_address
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+GPU_RUNTIMES = ("onnxruntime-cuda", "onnxruntime-tensorrt")
+"""Runtimes that need a GPU."""
 
 
 class Timing(BaseModel):
@@ -36,6 +41,8 @@ class DeviceProfile(BaseModel):
     Attributes:
         threads: intra-operator threads; 0 means all cores (`thread_count` resolves it).
         batch_size: images in one run; a latency is always that of a whole batch.
+        host: where it is, as ``ssh://[USER@]HOST[:PORT]``; empty is this machine.
+        python: the Python there; never stored in a table, which may come from a stranger.
     """
 
     model_config = _STRICT
@@ -43,17 +50,43 @@ class DeviceProfile(BaseModel):
     format: Literal[1] = 1
     name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
     description: str = ""
-    runtime: Literal["onnxruntime", "openvino"]
-    device: Literal["cpu"]
+    runtime: Literal["onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino"]
+    device: str = Field(pattern=r"^(cpu|cuda(:\d{1,3})?)$")
     precision: Literal["fp32"] = "fp32"
     batch_size: int = Field(default=1, ge=1, le=4096)
     threads: int = Field(default=1, ge=0, le=1024)
     timing: Timing = Timing()
+    host: str = Field(default="", max_length=300, pattern=HOST)
+    python: str = Field(default="", max_length=500, pattern=r"^[^\x00-\x1f]*$")
+
+    @property
+    def address(self) -> str:
+        """What ``--device`` takes for it."""
+        return f"{self.host}/{self.name}" if self.host else self.name
+
+    @property
+    def on_this_cpu(self) -> bool:
+        """Whether it is the CPU of this machine."""
+        return not self.host and self.device == "cpu"
+
+    @property
+    def lock_name(self) -> str:
+        """What two processes of this machine must not measure at once."""
+        return f"{self.host.removeprefix('ssh://')}-{self.device}" if self.host else self.device
 
     @property
     def thread_count(self) -> int:
-        """Threads that a run uses."""
+        """Threads that a run uses; 0 for all cores of a device that is elsewhere, which says how many it has."""
+        if self.host:
+            return self.threads
         return self.threads or len(os.sched_getaffinity(0))
+
+    def runtime_options(self) -> dict[str, Any]:
+        """What the measuring process opens the runtime with; far away, 0 threads are all cores there."""
+        options: dict[str, Any] = {"threads": self.thread_count}
+        if self.device != "cpu":
+            options["gpu"] = int(self.device.partition(":")[2] or 0)
+        return options
 
     def override(self, **changes: Any) -> DeviceProfile:
         """This profile with some fields replaced; None leaves a field as it is. `target_error` goes to `timing`.
@@ -73,6 +106,11 @@ def _validate(data: dict[str, Any], origin: str, error_type: type[HwnasError]) -
         profile = DeviceProfile.model_validate(data)
     except ValidationError as error:
         raise error_type(f"{origin}: {_first_problem(error)}") from None
+    on_gpu = profile.runtime in GPU_RUNTIMES
+    if on_gpu and profile.device == "cpu":
+        raise error_type(f"{origin}: the runtime {profile.runtime} needs an NVIDIA GPU (--device cuda), not the cpu")
+    if not on_gpu and profile.device != "cpu":
+        raise error_type(f"{origin}: the runtime {profile.runtime} runs on the cpu, not on {profile.device}")
     if profile.timing.min_passes > profile.timing.max_passes:
         raise error_type(f"{origin}: timing.min_passes is above timing.max_passes")
     return profile
@@ -106,12 +144,17 @@ def _read(text: str, origin: str) -> DeviceProfile:
 
 
 def find_profile(text: str) -> DeviceProfile:
-    """The profile that `text` names: a name in ``profiles/`` or the path of a TOML file.
+    """The profile that `text` names: a name in ``profiles/`` or the path of a TOML file, perhaps on another host.
+
+    ``ssh://HOST/PROFILE`` is a profile of this machine, by its name or path, measured there.
 
     Raises:
         UsageError: there is no such profile.
         HwnasError: the file cannot be read or has an unknown or ill-typed key.
     """
+    if text.startswith("ssh://"):
+        host, name, python = split_address(text)
+        return find_profile(name or "cpu").override(host=host, python=python or None)
     if text.endswith(".toml") or os.sep in text:
         try:
             return _read(Path(text).read_text(encoding="utf-8"), text)
@@ -136,15 +179,17 @@ class RuntimeStatus:
     fix: str
 
 
-def available_runtimes() -> list[RuntimeStatus]:
-    """Every shipped profile with whether it can be measured on this machine.
+def available_runtimes(host: str = "") -> list[RuntimeStatus]:
+    """Every shipped profile with whether it can be measured on this machine, or on an ``ssh://`` host.
 
     Each is tried in a measuring process, as measuring itself would: nothing is imported here.
     """
     from hwnas.measure.process import MeasuringProcess
 
     found = []
-    for profile in list_profiles():
+    where, _, python = split_address(host) if host else ("", "", "")
+    for shipped in list_profiles():
+        profile = shipped.override(host=where, python=python)
         try:
             with MeasuringProcess(profile) as process:
                 says = process.describe
@@ -154,6 +199,13 @@ def available_runtimes() -> list[RuntimeStatus]:
         reason = f"{says['runtime']} {says['runtime_version']}, {says['device']}, {says['cores']} cores"
         found.append(RuntimeStatus(profile.name, profile.runtime, True, reason, ""))
     return found
+
+
+def default_device(runtime: str | None = None) -> str:
+    """The profile where none is named: the CPU's, or the first that ships for a runtime that needs a GPU."""
+    if runtime in GPU_RUNTIMES:
+        return next((known.name for known in list_profiles() if known.runtime == runtime), "cpu")
+    return "cpu"
 
 
 def with_runtime(profile: DeviceProfile, runtime: str) -> DeviceProfile:
@@ -166,8 +218,8 @@ def with_runtime(profile: DeviceProfile, runtime: str) -> DeviceProfile:
     if changed == profile:
         return profile
     shipped = list_profiles()
-    if profile in shipped:
+    if profile.override(host="", python="") in shipped:
         for known in shipped:
             if (known.device, known.runtime) == (profile.device, runtime):
-                return known
+                return known.override(host=profile.host, python=profile.python)
     return profile.override(runtime=runtime, name=f"{profile.name}-{runtime}")

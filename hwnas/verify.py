@@ -18,10 +18,9 @@ from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
 from hwnas.latency.levels import MIN_REFERENCE_SAMPLES, Levels, NetworkVisit
 from hwnas.latency.model import LatencyModel, Prediction
-from hwnas.latency.plan import reference_network
+from hwnas.latency.plan import reference_network, session_bytes, whole_subject
 from hwnas.latency.table import LatencyTable, MeasuredNetwork
 from hwnas.measure.lock import device_lock
-from hwnas.measure.onnx_models import network_to_onnx
 from hwnas.measure.passes import Entry, measure_in_passes
 from hwnas.measure.process import MeasurementError, MeasuringProcess, Subject
 from hwnas.measure.statistics import Estimate
@@ -139,15 +138,12 @@ def verify(
     """
     model = LatencyModel(table) if table is not None else None
     entries = [
-        Entry(Subject(f"network {index}", "network", lambda model=candidate.model: model))  # type: ignore[misc]
-        for index, candidate in enumerate(candidates)
+        Entry(_subject(f"network {index}", candidate, profile.batch_size)) for index, candidate in enumerate(candidates)
     ]
     batch = profile.batch_size
-    reference = Entry(
-        Subject("reference", "network", lambda: network_to_onnx(reference_network(), batch_size=batch)), reference=True
-    )
+    reference = Entry(whole_subject("reference", "reference", reference_network(), batch), reference=True)
     witnesses = _witnesses(table, {candidate.network.input_shape for candidate in candidates}, batch)
-    with device_lock(profile.device, progress), MeasuringProcess(profile) as process:
+    with device_lock(profile.lock_name, progress), MeasuringProcess(profile, progress=progress) as process:
         if table is not None:
             table.check_bound_to(profile, process.describe)
         outputs = [
@@ -205,6 +201,10 @@ def _measure(
                 task.advance(1)
 
 
+def _subject(name: str, candidate: Candidate, batch_size: int) -> Subject:
+    return Subject(name, "network", lambda: candidate.model, session_bytes(candidate.network, batch_size))
+
+
 def _clear(candidate: Candidate, measured: Estimate) -> bool:
     """Whether more measuring would change nothing: narrow enough, or all of it on one side of the budget."""
     if candidate.budget_ms is None:
@@ -223,12 +223,9 @@ def _witnesses(
         known = [net for net in table.networks() if net.input_shape == shape and net.network is not None]
         known.sort(key=lambda net: net.measured.latency_ms)
         for index in sorted({round(place) for place in np.linspace(0, len(known) - 1, WITNESSES)} if known else ()):
-            subject = Subject(
-                f"witness {known[index].name}",
-                "network",
-                lambda network=known[index].network: network_to_onnx(network, batch_size=batch_size),  # type: ignore[misc]
-            )
-            found.append((known[index], Entry(subject)))
+            network = known[index].network
+            assert network is not None
+            found.append((known[index], Entry(whole_subject("witness", known[index].name, network, batch_size))))
     return found
 
 

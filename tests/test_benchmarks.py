@@ -158,6 +158,33 @@ def test_the_independent_timing_knows_nothing_of_hwnas(tmp_path: Path) -> None:
     assert all(row["fastest_ms"] <= row["p10_ms"] <= row["median_ms"] for row in found)
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_predictions_are_printed_with_and_without_plots(
+    installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Known figures instead of half an hour of measuring: what is made of them."""
+    if installed:
+        pytest.importorskip("matplotlib")
+    else:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+    prediction = script("prediction")
+    times = np.linspace(1.0, 3.0, 50)
+    line = prediction.Line("proxyless", 1, 1, 50.0, times, times * 1.004, np.full(9, 0.9), 0.2, 0.002)
+    monkeypatch.setattr(prediction, "measure", lambda *_: line)
+    monkeypatch.setattr(sys, "argv", ["prediction.py", "--quick", "--space", "proxyless", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        prediction.main()
+    assert ended.value.code == 0
+    said = capsys.readouterr()
+    assert line.text() in said.out.splitlines()
+    assert "0.40%" in line.text()
+    missing = "no plots: matplotlib is not installed: pip install 'hwnas[plot]'"
+    assert said.err.splitlines() == ([] if installed else [missing])
+    assert [path.name for path in tmp_path.iterdir()] == (["proxyless-b1-t1.png"] if installed else [])
+    if installed:
+        assert (tmp_path / "proxyless-b1-t1.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_an_atomnas_step_is_that_of_the_straightforward_implementation() -> None:
     """In double precision the losses of twenty steps and the averages are equal; in single they drift apart."""
     import torch

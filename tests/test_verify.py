@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,15 @@ from onnx import numpy_helper
 from quick import quick_profile, tiny_network
 from torch import nn
 
+from hwnas import verify as module
 from hwnas.errors import HwnasError
 from hwnas.export import export_onnx
 from hwnas.latency.build import build_table
+from hwnas.latency.plan import reference_network, session_bytes
 from hwnas.latency.table import LatencyTable
 from hwnas.measure.onnx_models import network_to_onnx
 from hwnas.measure.passes import Entry
-from hwnas.measure.process import Subject
+from hwnas.measure.process import MeasuringProcess, Subject
 from hwnas.measure.statistics import estimate
 from hwnas.progress import NullProgress
 from hwnas.spaces import get_space
@@ -119,6 +122,29 @@ def test_with_a_table_it_is_judged_at_the_level_of_the_table(table: Path) -> Non
     assert report.relative_error == pytest.approx(report.predicted_ms / report.measured_ms - 1)
     assert abs(report.relative_error) < 1  # a noisy machine and three networks: the right order, no more
     assert (report.missing, report.within_budget) == ((), True)
+
+
+def test_sessions_are_kept_within_the_memory(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nets, witnesses and the reference hold while they run counts, not only their files: batch 32 is large."""
+    loaded: dict[str, int] = {}
+    most = [0, 0]
+
+    class Watched(MeasuringProcess):
+        def load(self, subject: Subject) -> int:
+            repeats = super().load(subject)
+            loaded[subject.name] = subject.memory_bytes
+            most[:] = max(most[0], len(self._loaded)), max(most[1], sum(held for _, held in self._loaded.values()))
+            return repeats
+
+    limit = 3 * session_bytes(reference_network(), 1)
+    monkeypatch.setattr(module, "MeasuringProcess", partial(Watched, memory_limit_bytes=limit))
+    nets = [candidate(str(number), 1000.0) for number in range(8)]
+    judge(*nets, table=table, min_passes=2, max_passes=2, runs=1)
+    assert len(loaded) > 8 + 1
+    assert all(loaded[f"network {number}"] == session_bytes(net.network, 1) for number, net in enumerate(nets))
+    assert all(loaded.values())
+    assert most[0] < len(loaded)
+    assert most[1] <= limit
 
 
 def test_a_table_made_on_a_faster_machine_is_allowed_for(table: Path, tmp_path: Path) -> None:

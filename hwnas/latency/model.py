@@ -79,6 +79,16 @@ class Prediction:
     interpolated: float = 0.0
     estimated: float = 0.0
 
+    @property
+    def guessed(self) -> str:
+        """What share of the operators was not measured, in words; empty where all were."""
+        hows = {
+            "interpolated between measured ones": self.interpolated,
+            "estimated from bytes and MACs": self.estimated,
+        }
+        said = [f"{share:.1%} {how}" for how, share in hows.items() if share]
+        return f"{self.coverage:.1%} of the operators measured, {', '.join(said)}" if said else ""
+
 
 class LatencyModel:
     """Predicts from one table. Reads it once: later measurements need a new model."""
@@ -301,6 +311,8 @@ def profile_command(space: Space | AtomSpace, model: LatencyModel) -> str:
     names = [known.name for known in list_profiles() if known.name == profile["name"]]
     names += [known.name for known in list_profiles() if known.runtime == model.header["runtime"]]
     device = names[0] if names else profile.get("device", "cpu")
+    if profile.get("host"):
+        device = shlex.quote(f"{profile['host']}/{device}")
     command = f"hwnas profile --device {device} --space {space.name}"
     if space.input_shape != default.input_shape:
         command += f" --image-size {space.input_shape[1]}"

@@ -11,6 +11,7 @@ import numpy as np
 
 from hwnas.costs import macs_cost
 from hwnas.devices import DeviceProfile
+from hwnas.latency.levels import LEAST_QUIET
 from hwnas.latency.lowering import Lower, blocked_tensors
 from hwnas.latency.table import LatencyTable
 from hwnas.measure.onnx_models import network_to_onnx, op_to_onnx
@@ -25,6 +26,9 @@ CALIBRATION_NETWORKS = 30
 
 COVER_VISITS = 8
 """Visits of each network whose kernels are timed; each kernel is in at least two of them, mostly in many more."""
+
+MORE_COVER_VISITS, MOST_COVER_VISITS = 4, 40
+"""Where too few of these were made while the machine was quiet: so many more at a time, so many at most."""
 
 COMPANY = 7
 """Networks that are visited beside what is added to a table later."""
@@ -108,7 +112,7 @@ def entries_of(
     if alone:
         plain["overhead", "overhead"] = overhead_network()
     for (role, name), network in plain.items():
-        subjects[role, name] = _whole(role, name, network, batch)
+        subjects[role, name] = whole_subject(role, name, network, batch)
         content[role, name] = network.to_json()
     for key, op in alone.items():
         subjects["operator", key] = Subject(
@@ -131,7 +135,9 @@ def entries_of(
     }
     for name, network in plan.company.items():
         visits = table.visits("network", name)
-        entries["network", name] = Entry(_whole("network", name, network, batch), visits=visits, passes=len(visits))
+        entries["network", name] = Entry(
+            whole_subject("network", name, network, batch), visits=visits, passes=len(visits)
+        )
     failed = {("operator", key) for key in table.failures()}
     todo = [
         name
@@ -152,9 +158,10 @@ def entries_of(
 def unsure_entries(
     table: LatencyTable, profile: DeviceProfile, plan: Plan, entries: Mapping[tuple[str, str], Entry]
 ) -> dict[tuple[str, str], Entry]:
-    """Networks whose interval, regimes of the machine taken off, is too wide, with more visits granted to each.
+    """Networks that are not certain enough yet, with more visits granted to each, and what has to be visited with them.
 
-    Empty when all are certain enough, or have as many visits as the profile allows.
+    Those that are measured whole have too wide an interval, regimes of the machine taken off; those whose kernels are
+    timed met too few quiet moments. Empty when all are certain, or have as many visits as the profile allows.
     """
     timing = profile.timing
     widths = {net.name: net.measured.relative_error for net in table.networks()}
@@ -167,8 +174,28 @@ def unsure_entries(
             entry.passes = min(timing.max_passes, len(entry.visits) + step)
             if is_open(entry, timing):
                 unsure[key] = entry
+    company: dict[tuple[str, str], Entry] = {}
+    for name, network in plan.covers.items():
+        key = ("cover", entry_name(name, network))
+        entry = entries.get(key)
+        if entry is not None and entry.failure is None and table.quiet_visits(*key) < LEAST_QUIET:
+            entry.passes = min(timing.max_passes, MOST_COVER_VISITS, len(entry.visits) + MORE_COVER_VISITS)
+            if is_open(entry, timing):
+                unsure[key] = entry
+                company = _company_in(plan, entries)
+    for entry in company.values():
+        entry.passes = max(entry.passes, len(entry.visits) + MORE_COVER_VISITS)
+    unsure |= company
     reference = {key: entry for key, entry in entries.items() if entry.reference}
     return {**unsure, **reference} if unsure else {}
+
+
+def _company_in(plan: Plan, entries: Mapping[tuple[str, str], Entry]) -> dict[tuple[str, str], Entry]:
+    """Entries of networks that are visited beside covers: the plan's company, else some that it measures whole."""
+    names = list(plan.company) or [entry_name(name, network) for name, network in plan.networks.items()]
+    known = {("network", name): entries.get(("network", name)) for name in names}
+    usable = {key: entry for key, entry in known.items() if entry is not None and entry.failure is None}
+    return dict(list(usable.items())[:COMPANY])
 
 
 def operators_of(todo: Sequence[tuple[str, str]], plan: Plan, lower: Lower) -> set[str]:
@@ -187,14 +214,19 @@ def entry_name(name: str, network: Network) -> str:
     return f"{name} {digest_of(network)}"
 
 
-def _whole(role: str, name: str, network: Network, batch: int) -> Subject:
+def whole_subject(role: str, name: str, network: Network, batch: int) -> Subject:
     """A network as something to measure, whole or kernel by kernel."""
     return Subject(
         f"{role} {name}",
         "kernels" if role == "cover" else "network",
         lambda: network_to_onnx(network, batch_size=batch),
-        0 if role == "cover" else 2 * max(op.traffic_bytes(4, batch) for op in network.ops),
+        0 if role == "cover" else session_bytes(network, batch),
     )
+
+
+def session_bytes(network: Network, batch: int) -> int:
+    """About what a loaded session of `network` holds beside its model: its tensors, of which few are alive at once."""
+    return 2 * max((op.traffic_bytes(4, batch) for op in network.ops), default=0)
 
 
 def digest_of(network: Network) -> str:

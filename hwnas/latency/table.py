@@ -126,7 +126,7 @@ class LatencyTable:
         """Makes a table bound to what the measuring process said of itself. The file appears only when it is whole."""
         header = {
             **describe,
-            "profile": profile.model_dump(),
+            "profile": profile.model_dump(exclude={"python"}),
             "precision": profile.precision,
             "batch_size": profile.batch_size,
             "estimator": ESTIMATOR,
@@ -277,6 +277,10 @@ class LatencyTable:
     def reference(self) -> Estimate | None:
         """The reference network at the level that all latencies of the table are given at."""
         return self._levels.networks("reference").get("reference")
+
+    def quiet_visits(self, role: str, name: str) -> int:
+        """Visits of a network that were made while the machine was quiet."""
+        return self._levels.quiet((role, name))
 
     @property
     def estimator(self) -> str:
@@ -483,7 +487,8 @@ class LatencyTable:
                     )
                     self._insert_visit(db, session, "operator", key, number, launches[key], samples, place)
             except BaseException:
-                db.execute("ROLLBACK")
+                if db.in_transaction:  # on a full disk SQLite may have rolled back already
+                    db.execute("ROLLBACK")
                 raise
             db.execute("COMMIT")
 
@@ -508,4 +513,6 @@ def list_tables(root: Path = ROOT) -> list[TableInfo]:
 
 def default_path(profile: DeviceProfile, root: Path = ROOT) -> Path:
     """Where a profile's table goes: ``tables/cpu-fp32-b1-t1.lut``."""
-    return root / f"{profile.name}-{profile.precision}-b{profile.batch_size}-t{profile.thread_count}.lut"
+    host = profile.host.removeprefix("ssh://").translate(str.maketrans("@:[]", "----"))
+    name = f"{host}-{profile.name}" if host else profile.name
+    return root / f"{name}-{profile.precision}-b{profile.batch_size}-t{profile.thread_count or 'all'}.lut"

@@ -1,11 +1,9 @@
 """Architectures that meet their budgets, by construction.
 
-The costs are additive over slots. So the architectures within all budgets can be counted by dynamic programming over
-what is left of each budget, on a grid, and drawn uniformly by walking through the counts. Prices are rounded DOWN to
-the grid, and what a `Walk` adds is left out: no feasible architecture is lost, and the few that only this let in are
-rejected by their true upper ends.
-The grid spans what is left when every slot takes its cheapest choice, so that it is as fine for a budget that one
-architecture in 10^9 meets as for a generous one.
+The costs are additive over slots, or over the states that slots leave. So the architectures within all budgets can be
+counted on a grid (`hwnas.search.grid`) and drawn uniformly by walking through the counts. Prices are rounded DOWN to
+the grid: no feasible architecture is lost, and the few that only this let in are rejected by their true upper ends.
+Where they are not few, or little is feasible at all, that is listed one by one.
 
 A search with few evaluations should not spend them on nets that leave the budget unused: with `min_use` only
 architectures are drawn that use at least that share of it, counted the same way (ways within the budget less ways
@@ -15,8 +13,8 @@ within the floor).
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +22,19 @@ from numpy.typing import NDArray
 from hwnas.budget import format_cost
 from hwnas.costs import Cost, Genes
 from hwnas.errors import ClaimError
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from hwnas.search.grid import Grid, Ints, Spending, States, every_within
 
 _CELLS = {0: 0, 1: 1 << 14, 2: 512, 3: 64, 4: 24}
-"""Cells of the grid along each budget, by how many budgets bind: 330,000 states at most, a fraction of a second."""
+"""Cells of the grid along each budget, by how many budgets bind: 330,000 places at most, a fraction of a second."""
 
 _REPAIR_CELLS = {0: 0, 1: 1 << 10, 2: 48, 3: 16, 4: 8}
 """The same for repairs, which count anew for every architecture."""
+
+_RARE, _FEW = 0.02, 256
+"""Acceptance below which, and count on the grid up to which, it is tried to list what is feasible."""
+
+_MOST = 1 << 16
+"""Architectures that are listed at most."""
 
 _PROBE = 4096
 """Draws that the acceptance rate is estimated from."""
@@ -42,72 +44,6 @@ _MAX_DRAWS = 1 << 20
 
 _REPAIR_DRAWS = 64
 """Draws at one number of changed genes before one more gene may change."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Grid:
-    """What may be spent, and what choices cost, in whole cells; prices are above each slot's cheapest, rounded down.
-
-    Attributes:
-        units: [slots, choices, axes]; a choice that cannot be taken has more than its axis has cells.
-        cells: what may be spent on each axis.
-    """
-
-    units: Ints
-    cells: tuple[int, ...]
-
-    @classmethod
-    def of(cls, exists: NDArray[np.bool_], prices: Sequence[Floats], slacks: Sequence[float], cells: int) -> _Grid:
-        """One axis of `cells` for each of `prices` [slots, choices], of which `slacks` may be spent.
-
-        Without prices there is one axis without cells, that only says which choices exist.
-        """
-        never = cells + 1
-        units = np.full((*exists.shape, max(1, len(prices))), 0, dtype=np.int64)
-        for axis, (above, slack) in enumerate(zip(prices, slacks, strict=True)):
-            # A hair less than the price: rounding errors of the sums must not lose an architecture either.
-            scaled = np.floor(above * (cells / slack) - 1e-6) if slack > 0 else np.where(above > 0, never, 0)
-            units[:, :, axis] = np.clip(np.where(np.isfinite(scaled), scaled, never), 0, never)
-        units[~exists] = never
-        return cls(units, (cells,) * units.shape[2])
-
-    def near(self, genes: Ints) -> _Grid:
-        """With one more axis in front, of the slots that differ from `genes`."""
-        differs = np.arange(self.units.shape[1])[None, :] != genes[:, None]
-        units = np.concatenate([differs[:, :, None].astype(np.int64), self.units], axis=2)
-        return _Grid(units, (len(genes), *self.cells))
-
-    def count(self) -> list[Floats]:
-        """For each slot, by what is left to spend, in how many ways the slots from it on can be filled.
-
-        Floats: exact to 2^53 and to 16 digits beyond, far more than the draws need.
-        """
-        shape = tuple(cells + 1 for cells in self.cells)
-        counts = [np.ones(shape)]
-        for slot in reversed(range(len(self.units))):
-            ways = np.zeros(shape)
-            for units in self.units[slot].tolist():
-                if all(unit <= cells for unit, cells in zip(units, self.cells, strict=True)):
-                    paid = tuple(slice(unit, None) for unit in units)
-                    left = tuple(slice(None, size - unit) for unit, size in zip(units, shape, strict=True))
-                    ways[paid] += counts[0][left]
-            counts.insert(0, ways)
-        return counts
-
-    def draw(
-        self, counts: list[Floats], budget: Sequence[int], below: Sequence[int], n: int, rng: np.random.Generator
-    ) -> Ints:
-        """`n` architectures [n, slots] uniformly from those within `budget` on every axis but not within `below`."""
-        genes = np.zeros((n, len(self.units)), dtype=np.int64)
-        left = np.tile(np.asarray(budget, dtype=np.int64), (n, 1))
-        low = np.tile(np.asarray(below, dtype=np.int64), (n, 1))
-        for slot, units in enumerate(self.units):
-            after = counts[slot + 1]
-            ways = _ways(after, left[:, None, :] - units[None]) - _ways(after, low[:, None, :] - units[None])
-            genes[:, slot] = _choose(np.maximum(ways, 0.0), rng)
-            left -= units[genes[:, slot]]
-            low -= units[genes[:, slot]]
-        return genes
 
 
 class FeasibleSampler:
@@ -121,7 +57,7 @@ class FeasibleSampler:
             does, and where no limit binds, there is no floor.
 
     Attributes:
-        acceptance: share of the draws from the grid that truly meet limits and floor (1.0: the grid is exact).
+        acceptance: share of the draws that truly meet limits and floor (1.0: the grid is exact, or they are listed).
         fraction: estimated share of all architectures that meet the limits, whatever the floor.
         count: estimated number of architectures that meet the limits, whatever the floor.
         drawn_count: estimated number of architectures that can be drawn: those that meet limits and floor.
@@ -144,24 +80,25 @@ class FeasibleSampler:
         if not self._exists.any(axis=1).all():
             raise ValueError("a slot has no choice at all")
         self._refuse_impossible()
-        prices, slacks, binding = self._binding()
-        self._grid = _Grid.of(self._exists, prices, slacks, _CELLS[len(prices)])
-        self._coarse = _Grid.of(self._exists, prices, slacks, _REPAIR_CELLS[len(prices)])
-        self._counts = self._grid.count()
+        binding, choosy = self._binding()
+        counted = binding + choosy
+        walked = [self._costs[index].upper for index in counted]
+        self._states = States.of(walked, self._exists)
+        self._spending = self._spend(counted)
+        self._grid, self._coarse = (
+            Grid.of(self._exists, self._states, self._spending, max(1, round(cells[len(counted)] / self._thinner())))
+            for cells in (_CELLS, _REPAIR_CELLS)
+        )
+        self._counts = self._banded = self._grid.count()
+        self._listed: Ints | None = None
         self.floor, self._floored, self._floor_share = -math.inf, 0, 0.0
-        if (on_grid := self._on_grid()) <= 0 or not (accepted := self._probe()):
+        self.acceptance, self.count = self._known()
+        if not self.count:
             raise self._refuse_together()
-        self.acceptance = accepted
-        self.count = self.drawn_count = max(1.0, on_grid * accepted)
+        self.drawn_count = self.count
         self.fraction = self.count / math.prod(int(row.sum()) for row in self._exists)
-        if binding and min_use > 0 and limits[binding[0]] > 0:  # of less than nothing there is no share
-            self._set_floor(binding[0], min_use * limits[binding[0]], slacks[0])
-        if self.floor > -math.inf:
-            if (on_grid := self._on_grid()) > 0 and (accepted := self._probe()):
-                self.acceptance = accepted
-                self.drawn_count = min(self.count, max(1.0, on_grid * accepted))
-            else:
-                self.floor, self._floor_share = -math.inf, 0.0
+        if binding and min_use > 0:
+            self._set_floor(binding[0], min_use * limits[binding[0]])
 
     # -- judging ------------------------------------------------------------------------------------------------------
 
@@ -169,7 +106,7 @@ class FeasibleSampler:
         """Which of `genes` [n, slots] meet every limit with their upper ends."""
         meets = np.ones(len(genes), dtype=np.bool_)
         for cost, limit in zip(self._costs, self._limits, strict=True):
-            meets &= cost.upper.total(genes) <= limit
+            meets &= cost.upper.total(genes) <= min(limit, sys.float_info.max)  # a choice that does not exist is inf
         return meets
 
     def admissible(self, genes: Genes) -> NDArray[np.bool_]:
@@ -183,6 +120,8 @@ class FeasibleSampler:
 
     def sample(self, n: int, rng: np.random.Generator) -> Genes:
         """`n` architectures [n, slots], independently and uniformly from all that meet the limits and the floor."""
+        if self._listed is not None:
+            return self._listed[rng.integers(len(self._listed), size=n)]
         found = np.empty((0, len(self._exists)), dtype=np.int64)
         while len(found) < n:
             missing = n - len(found)
@@ -221,80 +160,98 @@ class FeasibleSampler:
             parts.append(f"{cost.name} <= {format_cost(cost.name, limit)} (alone, {least} is possible)")
         return ClaimError(f"no architecture of {self._space} meets these budgets together: {' and '.join(parts)}")
 
-    def _set_floor(self, cost: int, floor: float, slack: float) -> None:
-        """Notes the floor, and the share of the first axis's slack that every admissible architecture spends."""
-        cheapest = self._limits[cost] - slack
-        if floor > cheapest:
-            walk = self._costs[cost].upper.walk  # what the grid does not see: it counts least prices
-            unseen = walk.most if walk is not None else 0.0
-            self.floor, self._floored, self._floor_share = floor, cost, (floor - unseen - cheapest) / slack
+    def _binding(self) -> tuple[list[int], list[int]]:
+        """The costs that can break their limit, and others whose states do not allow every choice."""
+        binding, choosy = [], []
+        for index, cost in enumerate(self._costs):
+            walk = cost.upper.walk
+            if not cost.upper.total_of(cost.upper.dearest()) <= self._limits[index]:
+                binding.append(index)
+            elif walk is not None and np.isinf(walk.extra).any():
+                choosy.append(index)
+        return binding, choosy
 
-    def _below(self, grid: _Grid) -> tuple[int, ...]:
+    def _spend(self, counted: Sequence[int]) -> list[Spending]:
+        """What choices spend of the budgets that are counted."""
+        found = []
+        for place, index in enumerate(counted):
+            prices = self._costs[index].upper
+            limit = min(self._limits[index], prices.total_of(prices.dearest()))
+            spending = Spending.of(prices, limit, self._exists, self._states, place)
+            if spending is None:  # the cheapest choices of this cost do not exist for another one
+                raise self._refuse_together()
+            found.append(spending)
+        return found
+
+    def _thinner(self) -> float:
+        """By how much the cells of each axis are fewer, where several budgets and states make many places."""
+        axes = len(self._spending)
+        return float(len(self._states.single) ** (1 / axes)) if axes > 1 else 1.0
+
+    def _known(self) -> tuple[float, float]:
+        """(acceptance, estimated count) of what meets limits and floor; (0.0, 0.0) where nothing was found."""
+        if self._listed is not None:
+            return 1.0, float(self.admissible(self._listed).sum())
+        grid = self._grid
+        self._banded = grid.band(self._counts, self._below(grid))
+        on_grid = grid.within(self._banded, grid.cells)
+        accepted = self._probe(_PROBE) if on_grid > 0 else 0.0
+        if self._spending and (accepted < _RARE or on_grid <= _FEW) and self.floor == -math.inf:
+            every = every_within(self._states, self._spending, _MOST)
+            if every is not None:
+                self._listed = every[self.feasible(every)]
+                return 1.0, float(len(self._listed))
+        if on_grid > 0 and not accepted:
+            accepted = self._probe(_MAX_DRAWS)
+        return accepted, max(1.0, on_grid * accepted) if accepted else 0.0
+
+    def _set_floor(self, cost: int, floor: float) -> None:
+        """Notes the floor, unless everything reaches it or nothing does."""
+        limit, slack = self._limits[cost], self._spending[0].slack
+        cheapest = limit - slack
+        if not cheapest < floor <= limit:  # a share of a limit below zero lies above it
+            return
+        # the share of the first axis's slack that every admissible architecture spends
+        self.floor, self._floored, self._floor_share = floor, cost, (floor - cheapest) / slack
+        accepted, count = self._known()
+        if not count:
+            self.floor, self._floor_share, self._banded = -math.inf, 0.0, self._counts
+            return
+        self.acceptance, self.drawn_count = accepted, min(self.count, count)
+        if self._listed is not None:
+            self._listed = self._listed[self.admissible(self._listed)]
+
+    def _below(self, grid: Grid) -> tuple[int, ...]:
         """Budgets of what is surely under the floor on `grid`; rounding down takes up to a cell from each slot."""
         if self.floor == -math.inf:
             return (-1,) * len(grid.cells)
         return (math.floor(self._floor_share * grid.cells[0]) - len(self._exists) - 1, *grid.cells[1:])
 
-    def _on_grid(self) -> float:
-        """Architectures between floor and limits, as the grid sees it."""
-        grid = self._grid
-        return float(_ways(self._counts[0], np.array(grid.cells)) - _ways(self._counts[0], np.array(self._below(grid))))
-
-    def _binding(self) -> tuple[list[Floats], list[float], list[int]]:
-        """Of the costs that can break their limit: prices above the cheapest choice, what may be spent, which it is."""
-        prices, slacks, binding = [], [], []
-        for index, (cost, limit) in enumerate(zip(self._costs, self._limits, strict=True)):
-            if cost.upper.total_of(cost.upper.dearest()) <= limit:
-                continue
-            table = np.where(self._exists, cost.upper.choices, np.inf)
-            cheapest = table.min(axis=1, keepdims=True)
-            rounding = 1e-12 * (abs(cost.upper.fixed) + float(np.abs(cheapest).sum()))
-            slack = limit - cost.upper.fixed - float(cheapest.sum())
-            if slack < -rounding:  # the cheapest choices of this cost do not exist for another one
-                raise self._refuse_together()
-            prices.append(table - cheapest)
-            slacks.append(max(0.0, slack) + rounding)
-            binding.append(index)
-        return prices, slacks, binding
-
-    def _probe(self) -> float:
-        """Share of the draws from the grid that are admissible; 0.0 where none was found."""
+    def _probe(self, most: int) -> float:
+        """Share of the draws from the grid that are admissible; 0.0 where none of `most` was."""
         rng = np.random.default_rng(0)
         drawn = accepted = 0
-        while not accepted and drawn < _MAX_DRAWS:
+        while not accepted and drawn < most:
             accepted += int(self.admissible(self._draw(_PROBE, rng)).sum())
             drawn += _PROBE
         return accepted / drawn
 
     def _draw(self, n: int, rng: np.random.Generator) -> Ints:
         """`n` architectures uniformly from those that meet limits and floor on the grid."""
-        return self._grid.draw(self._counts, self._grid.cells, self._below(self._grid), n, rng)
+        return self._grid.draw(self._banded, self._grid.cells, n, rng)
 
     def _nearest(self, genes: Ints, rng: np.random.Generator) -> Ints:
         """A feasible architecture that differs from `genes` in as few slots as the coarse grid can tell."""
+        if self._listed is not None:
+            differing = (self._listed != genes).sum(axis=1)
+            return np.asarray(self._listed[rng.choice(np.flatnonzero(differing == differing.min()))])
         grid = self._coarse.near(genes)
-        counts = grid.count()
+        counts = grid.band(grid.count(), (len(genes), *self._below(self._coarse)))
         for changes in range(len(genes) + 1):
-            budget, below = (changes, *self._coarse.cells), (changes, *self._below(self._coarse))
-            if _ways(counts[0], np.array(budget)) > _ways(counts[0], np.array(below)):
-                near = grid.draw(counts, budget, below, _REPAIR_DRAWS, rng)
+            budget = (changes, *self._coarse.cells)
+            if grid.within(counts, budget) > 0:
+                near = grid.draw(counts, budget, _REPAIR_DRAWS, rng)
                 meets = np.flatnonzero(self.admissible(near))
                 if len(meets):
                     return np.asarray(near[meets[0]])
         return np.asarray(self.sample(1, rng)[0])
-
-
-def _ways(counts: Floats, left: Ints) -> Floats:
-    """Entries of `counts` at `left` [..., axes]; where an axis is overspent there is no way."""
-    ways = counts[tuple(np.moveaxis(np.maximum(left, 0), -1, 0))]
-    return np.where((left >= 0).all(axis=-1), ways, 0.0)
-
-
-def _choose(weights: Floats, rng: np.random.Generator) -> Ints:
-    """For each row of `weights` an index drawn in proportion to them; never one without weight."""
-    sums = np.cumsum(weights, axis=1)
-    points = rng.random(len(weights)) * sums[:, -1]
-    chosen = (sums <= points[:, None]).sum(axis=1)
-    # A point that rounding puts on the total itself belongs to the last index with weight.
-    last = weights.shape[1] - 1 - np.argmax(weights[:, ::-1] > 0, axis=1)
-    return np.asarray(np.minimum(chosen, last), dtype=np.int64)

@@ -22,6 +22,11 @@ from hwnas.trace.onnx_nodes import NODES, Call
 MAX_BYTES = 2**31
 """What protobuf can hold; larger models keep their weights in a file beside."""
 
+MAX_SIZE = 2**31 - 1
+"""Largest dimension, kernel, stride or padding that runtimes take."""
+
+_SIZES = ("kernel_shape", "strides", "pads", "dilations", "group", "output_padding", "output_shape")
+
 _SMALL = 1024
 """Constants of more elements than this are weights, whose values nobody asks for."""
 
@@ -39,7 +44,10 @@ def read_onnx(path: Path, input_shape: Shape | None = None) -> Network:
     model = _load(path)
     _check_external(path, model)
     image = _image(path, model, input_shape)
+    _check_sizes(path, model)
     shapes = _shapes(path, model, image)
+    for name, shape in shapes.items():
+        _check_size(path, repr(name), shape)
     return _Reader(path, model, image, shapes).network()
 
 
@@ -90,6 +98,26 @@ def _check_external(path: Path, model: onnx.ModelProto) -> None:
             raise HwnasError(f"{path}: its weights must lie in a file beside it, not at {location[:80]!r}")
         if not (folder / location).is_file():
             raise HwnasError(f"{path}: its weights are in {location[:80]!r}, which is not there: copy that file too")
+
+
+def _check_sizes(path: Path, model: onnx.ModelProto) -> None:
+    """Refuses what the file itself says of sizes, before anything is computed from it."""
+    for value in model.graph.input:
+        _check_size(path, repr(value.name), [dim.dim_value for dim in value.type.tensor_type.shape.dim])
+    for tensor in _tensors(model.graph):
+        _check_size(path, repr(tensor.name), tensor.dims)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name in _SIZES:
+                _check_size(path, f"{attribute.name} of {_label(node)}", (*attribute.ints, attribute.i))
+
+
+def _check_size(path: Path, what: str, sizes: Iterable[int]) -> None:
+    largest = max(map(abs, sizes), default=0)
+    if largest > MAX_SIZE:
+        raise HwnasError(
+            f"{path}: {what[:80]} has a size of {largest}, more than runtimes take ({MAX_SIZE}): export the model again"
+        )
 
 
 def _image(path: Path, model: onnx.ModelProto, input_shape: Shape | None) -> Shape:

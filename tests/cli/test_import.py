@@ -103,6 +103,7 @@ def test_predict_says_what_is_interpolated_and_estimated(hwnas: Hwnas) -> None:
     assert "latencies are those of Tesla V100" in done.stderr
     human = hwnas("predict", "zoo:mobilenet-v2", "--lut", V100).stdout
     assert "% interpolated" in human
+    assert document["guessed"] in " ".join(human.split())
     assert "% estimated from bytes and MACs; uncalibrated" in human
 
 
@@ -120,22 +121,28 @@ def test_predict_interpolates_in_a_table_of_this_machine_too(hwnas: Hwnas, measu
     assert document["latency_ms"] is None
     assert document["estimated"] == 0
     assert any(key.startswith("linear") for key in document["missing"])
+    assert document["guessed"].startswith(f"{document['coverage']:.1%} of the operators measured, ")
+    assert document["guessed"].endswith("interpolated between measured ones")
     human = hwnas("predict", "zoo:mobilenet-v2", "--lut", path).stdout
+    assert document["guessed"] in " ".join(human.split())
     assert "--measure" in human
 
 
 def test_a_search_without_a_gpu_in_sight(hwnas: Hwnas) -> None:
     (hwnas.folder / "tiny.toml").write_text(TINY_RECIPE)
     env = {"HWNAS_FASHION_MNIST": str(write_fashion_mnist(hwnas.folder / "fashion"))}
-    args = ("search", "--lut", V100, "--latency", "1.2ms", "--space", "proxyless-tiny", "--recipe", "tiny.toml",
-            "--out", "run")  # fmt: skip
+    args = ("search", "--lut", V100, "--latency", "zoo:mobilenet-v2", "--space", "proxyless-tiny",
+            "--recipe", "tiny.toml", "--out", "run")  # fmt: skip
     refused = hwnas(*args, env=env)
     assert refused.code == 1
     assert "add --allow-uncalibrated" in refused.error
     assert not (hwnas.folder / "run").exists()
     done = hwnas(*args, "--allow-uncalibrated", "--json", env=env)
     (result,) = done.document["results"]
-    assert result["high_ms"] <= 1.2
+    assert result["high_ms"] <= result["budgets"][0]["limit"]
+    guessed = hwnas("predict", "zoo:mobilenet-v2", "--lut", V100, "--json").document["guessed"]
+    assert done.document["zoo"] == {"mobilenet-v2": guessed}
+    assert f"zoo:mobilenet-v2 rests on more than measurements: {guessed}" in " ".join(done.stderr.split())
     assert result["predicted_ms"] < 0.7 * result["high_ms"]
     operators = done.document["table"]["operators"]
     assert operators["interpolated"] > 40
@@ -143,7 +150,9 @@ def test_a_search_without_a_gpu_in_sight(hwnas: Hwnas) -> None:
     assert sum(operators.values()) == 56
     assert f"{operators['interpolated']} interpolated between measured ones, 2 estimated from bytes" in done.stderr
     assert "intervals are wide" in done.stderr
-    noted = tomllib.loads((hwnas.folder / "run" / "run.toml").read_text())["notes"]["table"]
+    notes = tomllib.loads((hwnas.folder / "run" / "run.toml").read_text())["notes"]
+    assert notes["zoo"] == done.document["zoo"]
+    noted = notes["table"]
     assert noted["operators"] == operators
     assert (noted["imported"], noted["calibrated"], noted["device"]) == (True, False, "Tesla V100")
     elsewhere = hwnas("verify", "run", env=env)

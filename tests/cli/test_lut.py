@@ -113,6 +113,21 @@ def test_diff(hwnas: Hwnas, measured: Any, halved: Path) -> None:
     assert "/ Abacus 3" in across.stdout
 
 
+@pytest.mark.parametrize("command", ["show", "check", "export"])
+def test_which_table(command: str, hwnas: Hwnas, measured: Any) -> None:
+    """As an argument or by --lut; two different ones are one too many, unless one comes from a variable."""
+    nothing = hwnas("lut", command)
+    assert "no table under tables/" in nothing.error
+    two = hwnas("lut", command, measured.lut, "--lut", "other.lut")
+    assert two.code == 2
+    assert "--lut other.lut: leave one of them out" in two.error
+    if command == "export":
+        one = hwnas("lut", command, measured.lut).stdout
+        assert hwnas("lut", command, "--lut", measured.lut).stdout == one
+        assert hwnas("lut", command, measured.lut, "--lut", measured.lut).stdout == one
+        assert hwnas("lut", command, measured.lut, env={"HWNAS_LUT": "other.lut"}).stdout == one
+
+
 def test_export(hwnas: Hwnas, measured: Any) -> None:
     done = hwnas("lut", "export", measured.lut)
     rows = list(csv.DictReader(io.StringIO(done.stdout)))

@@ -13,15 +13,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from command import Finished, Hwnas
 from quick import tiny_network
 
 from hwnas.devices import find_profile
+from hwnas.export import export_onnx
 from hwnas.latency.model import MIN_GROUP
 from hwnas.measure.hardware import cpu_name
 from hwnas.measure.onnx_models import network_to_onnx
+from hwnas.spaces import get_space
 
 CPU_MODEL = {"device", "runtime", "precision", "batch_size", "threads"}
 
@@ -302,6 +305,27 @@ def test_predict_measures_what_is_missing(hwnas: Hwnas, measured: Any) -> None:
     assert times == sorted(times, reverse=True)
     # known from now on, without --measure
     assert hwnas("predict", "zoo:mobilenet-v2", "--lut", path, "--json").document["latency_ms"] is not None
+
+
+@pytest.mark.parametrize("name", ["fbnet-tiny", "spos-shufflenet-tiny"])
+def test_an_exported_net_of_another_space_is_measured_and_predicted(name: str, hwnas: Hwnas, measured: Any) -> None:
+    """What is read back from the file are the module's operators; what the table lacks of them is measured into it."""
+    shutil.copy(measured.lut, hwnas.folder / "t.lut")
+    space = get_space(name, image_size=32)
+    arch = space.sample(np.random.default_rng(3))
+    export_onnx(space.build(arch).eval(), space.input_shape, hwnas.folder / "net.onnx")
+    before = hwnas("predict", "net.onnx", "--lut", "t.lut", "--json").document
+    assert before["unknown"] == []
+    assert before["coverage"] < 1
+    ops = space.network(arch).ops
+    assert (before["macs"], before["params"]) == (sum(op.macs for op in ops), sum(op.deployed_params for op in ops))
+    document = hwnas("predict", "net.onnx", "--lut", "t.lut", "--measure", "--json").document
+    assert (document["coverage"], document["guessed"], document["missing"]) == (1, None, [])
+    assert 0 < document["low_ms"] <= document["latency_ms"] <= document["high_ms"]
+    assert {entry["how"] for entry in document["ops"]} == {"measured"}
+    again = hwnas("predict", "net.onnx", "--lut", "t.lut", "--measure", "--json")
+    assert again.document["latency_ms"] == document["latency_ms"]
+    assert "nothing to measure" in again.stderr
 
 
 def test_predict_of_a_corrupt_onnx_file(hwnas: Hwnas) -> None:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
+from hwnas.cli.failures import exit_code_and_line
+from hwnas.cli.terminal import Terminal
 from quick import quick_profile, tiny_network
 
+from hwnas.errors import HwnasError
 from hwnas.latency import build
 from hwnas.latency.build import BuildReport, build_table
 from hwnas.latency.lowering import lowering
 from hwnas.latency.plan import COVER_VISITS, digest_of, overhead_network
 from hwnas.latency.table import LatencyTable
 from hwnas.measure.process import MeasuringProcess
+from hwnas.measure.runtimes.scratch import scratch_folder
 from hwnas.progress import NullProgress
 
 pytestmark = pytest.mark.usefixtures("own_lock")
@@ -253,7 +259,64 @@ def test_a_profile_onto_a_disk_that_fills_up_keeps_what_fits_and_goes_on(tmp_pat
         assert rows(path)[: len(kept)] == kept
         with LatencyTable.open(path) as table:
             assert {len(table.visits("network", name)) for name in table.names("network")} == {150}
-            assert {len(table.visits("cover", name)) for name in table.names("cover")} == {COVER_VISITS}
+            # some have more, where the machine was not quiet
+            assert all(len(table.visits("cover", name)) >= COVER_VISITS for name in table.names("cover"))
             assert operators(path) == sorted(table.operators())
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+class Fills(NullProgress):
+    """Leaves no room on a disk once some visits were made."""
+
+    def __init__(self, disk: Path, visits: int) -> None:
+        self.disk, self.visits = disk, visits
+
+    def advance(self, n: int = 1) -> None:
+        self.visits -= n
+        if self.visits == 0:
+            with (self.disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
+                while True:
+                    ballast.write(b"0" * 4096)
+
+    @contextmanager
+    def start(self, total: int, description: str, done: int = 0) -> Iterator[Fills]:
+        yield self
+
+
+def test_a_full_disk_for_temporary_files_is_no_operators_failure(
+    tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime writes what it optimised, and its profile, to a folder that is full from the third visit on."""
+    path = tmp_path / "t.lut"
+    monkeypatch.setenv("TMPDIR", str(small_disk))  # of the measuring process; this one has chosen its own
+    with pytest.raises(HwnasError, match="cannot write its temporary files") as caught:
+        build_table(quick_profile(), path, models=MODELS, progress=Fills(small_disk, 3))
+    assert exit_code_and_line(caught.value, Terminal(())) == (1, str(caught.value))
+    assert "\n" not in str(caught.value)
+    before = rows(path)
+    assert len(before) > 3
+    with LatencyTable.open(path) as table:
+        assert table.failures() == {}
+        assert table.failed("cover") == set()
+    (small_disk / "ballast").unlink()
+    report = build_table(quick_profile(), path, models=MODELS, progress=NullProgress())
+    assert report.failed == {}
+    assert rows(path)[: len(before)] == before
+    with LatencyTable.open(path) as table:
+        lower = lowering(table.header)
+        assert {op.key for network in MODELS.values() for op in lower(network)} <= set(table.operators())
+        assert {len(table.visits("network", name)) for name in table.names("network")} == {2}
+
+
+def test_no_temporary_folder_at_all_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "absent")])
+    with pytest.raises(FileNotFoundError) as caught:
+        build_table(quick_profile(), tmp_path / "t.lut", models=MODELS, progress=NullProgress())
+    code, line = exit_code_and_line(caught.value, Terminal(()))
+    assert code == 1
+    assert "no temporary folder" in line
+    with pytest.raises(OSError, match="No usable temporary directory") as full, scratch_folder():
+        pass
+    assert full.value.errno == errno.ENOSPC

@@ -280,18 +280,6 @@ def write_much(path: Path) -> None:
             table.add_visit(1, "operator", KEYS[0], number, 1, [1.0] * 50)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
-    if done.returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 def test_a_disk_that_is_full_for_all_that_is_asked(small_disk: Path) -> None:
     path = small_disk / "t.lut"
     with LatencyTable.create(path, PROFILE, DESCRIBE) as table:

@@ -256,6 +256,18 @@ def _two_inputs() -> onnx.ModelProto:
     return proto
 
 
+def _vast_weights() -> onnx.ModelProto:
+    proto = model([N("Conv", ["x", "w"], ["y"])], constants=WEIGHT)
+    proto.graph.initializer[0].dims[0] = 2**33
+    return proto
+
+
+def _grown() -> onnx.ModelProto:
+    """Each size is small enough, what comes of them is not: upsampling 2^16 times, twice."""
+    nodes = [N("Resize", [name, "", "scales"], [to], mode="nearest") for name, to in (("x", "a"), ("a", "y"))]
+    return model(nodes, (1, 4, 1, 1), {"scales": np.array([1, 1, 2**16, 1], np.float32)})
+
+
 BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "no ONNX file"),
     "text": (lambda: b"hello, world\n" * 100, "no ONNX file"),
@@ -267,6 +279,24 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "wrong shapes": (
         lambda: model([N("Conv", ["x", "w"], ["y"])], (1, 3, 8, 8), WEIGHT).SerializeToString(), "Conv",
     ),
+    "image of 2^31 rows": (
+        lambda: model([N("Relu", ["x"], ["y"])], (1, 3, 2**31, 2)).SerializeToString(), "'x' has a size of 2147483648",
+    ),
+    "batch of 2^63 - 1": (
+        lambda: model([N("Relu", ["x"], ["y"])], (2**63 - 1, 3, 4, 4)).SerializeToString(), "has a size of 92233720368",
+    ),
+    "weights of 2^33 channels": (
+        lambda: _vast_weights().SerializeToString(), "'w' has a size of 8589934592, more than runtimes take",
+    ),
+    "stride of 2^40": (
+        lambda: model([N("Conv", ["x", "w"], ["y"], strides=[2**40, 1])], constants=WEIGHT).SerializeToString(),
+        "strides of Conv (gives y) has a size of 1099511627776",
+    ),
+    "padding of -2^40": (
+        lambda: model([N("Conv", ["x", "w"], ["y"], pads=[-(2**40)] * 4)], constants=WEIGHT).SerializeToString(),
+        "pads of Conv (gives y) has a size of 1099511627776",
+    ),
+    "grown beyond 2^31": (lambda: _grown().SerializeToString(), "has a size of 4294967296"),
     "constant": (
         lambda: model([N("Relu", ["w"], ["y"])], constants=WEIGHT).SerializeToString(), "nothing that depends",
     ),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import resource
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import onnxruntime as ort
 
 from hwnas.measure.runtimes.base import KernelClock, KernelTime
+from hwnas.measure.runtimes.scratch import scratch_folder
 
 LEAST_S = 0.02
 """Short networks are run more often than is asked for, for about so long, and for a third of it before: the profiler's
@@ -49,10 +49,10 @@ class OrtKernelClock(KernelClock):
         self._model, self._options, self._bind = model, options, bind
 
     def time_kernels(self, runs: int) -> list[KernelTime]:
-        with tempfile.TemporaryDirectory(prefix="hwnas-") as folder:
+        with scratch_folder() as folder:
             options = self._options()
             options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder) / "kernels")
+            options.profile_file_prefix = str(folder / "kernels")
             session = ort.InferenceSession(self._model, options, providers=["CPUExecutionProvider"])
             run = self._bind(session)  # runs once
             start = time.perf_counter()
