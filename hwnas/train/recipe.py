@@ -1,6 +1,6 @@
 """`Recipe`: every number of training and searching that is not in the space, read from TOML.
 
-Three ship: ``default`` (small images on a CPU), ``quickstart`` (minutes) and ``paper`` (SPOS on ImageNet).
+Four ship: ``default`` (small images on a CPU), ``quickstart`` (minutes), ``paper`` (SPOS on ImageNet) and ``atomnas``.
 """
 
 from __future__ import annotations
