@@ -20,8 +20,9 @@ import click
 from .failures import exit_code_and_line
 from .groups import SuggestingGroup
 from .terminal import Terminal
+from .torchrun import follows
 
-COMMANDS = ("devices", "profile", "lut", "predict", "search", "verify", "export")
+COMMANDS = ("devices", "profile", "lut", "predict", "search", "train", "verify", "export")
 """In the order of the work. Each is a module of this package with a click command named `command`."""
 
 
@@ -64,7 +65,7 @@ def hwnas() -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Runs one command line (without the program's name) and returns its exit code; errors are printed as one line."""
-    terminal = Terminal(tuple(argv))
+    terminal = Terminal(tuple(argv), mute=follows())
     try:
         with hwnas.make_context("hwnas", list(argv), obj=terminal) as context:
             hwnas.invoke(context)

@@ -19,6 +19,7 @@ from hwnas.errors import HwnasError, UsageError
 
 from .groups import nearest
 from .terminal import Terminal
+from .torchrun import TRAINING, several
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -34,7 +35,7 @@ class Option(click.Option):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.name is not None and self.name != "config":
-            self.envvar = PREFIX + self.name.upper()
+            self.envvar = PREFIX + self.name.rstrip("_").upper()
 
 
 def option(*names: str, **kwargs: Any) -> Callable[[Function], Function]:
@@ -50,6 +51,8 @@ class Command(click.Command):
         return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
+        if several() and ctx.command.name not in TRAINING:
+            raise UsageError(f"hwnas {ctx.command.name} is one process's work: start it without torchrun")
         terminal = ctx.find_object(Terminal)
         assert terminal is not None
         terminal.claim_stdout()
@@ -71,7 +74,7 @@ def leaves(group: click.Command, ctx: click.Context, path: str = "") -> dict[str
 def keys(command: click.Command) -> dict[str, click.Parameter]:
     """What a configuration file may say for `command`, by the option's long name without dashes."""
     return {
-        param.name.replace("_", "-"): param
+        param.name.rstrip("_").replace("_", "-"): param  # --from is from_ to Python
         for param in command.params
         if isinstance(param, Option) and param.name and param.name != "config"
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from hwnas.errors import HwnasError, UsageError
 from .choices import DEFAULT_SPACES, SPACE_NAMES, chosen_table, default_space, device_profile, named_table
 from .options import Command, common, file_path, option
 from .terminal import Terminal, milliseconds, percent
+from .torchrun import several
+from .training import joined, thread_count, train_options
 
 if TYPE_CHECKING:
     from hwnas.budget import Budget
@@ -46,6 +47,7 @@ DATA = "fashion-mnist"
 @option("--latency", metavar="B", help="Budget: 17ms, 60% of the most expensive, zoo:NAME; several by comma.")
 @option("--macs", metavar="B", help="Budget: 330M; several by comma.")
 @option("--params", metavar="B", help="Budget: 4.2M; several by comma.")
+@option("--front", type=click.IntRange(2), metavar="N", help="Up to N nets, accuracy against the first budget's cost.")
 @option("--bitops", metavar="B", help="Budget of a quantised space: 6.3G (G is 2^30); several by comma.")
 @option("--out", type=file_path, metavar="RUN", help="The run folder; the same one goes on  [default: one under runs/]")
 @option("--recipe", metavar="NAME", help="A recipe that ships, or a TOML file  [default: default or atomnas]")
@@ -53,7 +55,7 @@ DATA = "fashion-mnist"
 @option("--generations", type=click.IntRange(1), metavar="N", help="Of the evolution  [default: the recipe's]")
 @option("--image-size", type=click.IntRange(1), metavar="N", help="Scale the images  [default: their own size]")
 @option("--seed", type=click.IntRange(0), default=0, metavar="N", help="Of everything random  [default: 0]")
-@option("--train-threads", type=click.IntRange(1), metavar="N", help="CPU threads of training  [default: all cores]")
+@train_options
 @common
 @click.pass_obj
 def command(
@@ -67,6 +69,7 @@ def command(
     latency: str | None,
     macs: str | None,
     params: str | None,
+    front: int | None,
     bitops: str | None,
     out: Path | None,
     recipe: str | None,
@@ -75,6 +78,7 @@ def command(
     image_size: int | None,
     seed: int,
     train_threads: int | None,
+    train_device: str | None,
 ) -> None:
     """Train a supernet on your images and search it under budgets.
 
@@ -83,15 +87,18 @@ def command(
     are its baselines. Without a budget atomnas keeps the recipe's penalty, as the paper does.
 
     Feasible is what meets the budget with the upper end of its predicted latency. The same RUN goes on where it was
-    interrupted, and reuses its trained supernet for other budgets.
+    interrupted, and reuses its trained supernet for other budgets. With --front the nets are those that no other one
+    scored beats in both accuracy and cost, spread from the cheapest to the budget.
 
     \b
     Example:
       hwnas search --latency 17ms
       hwnas search --latency 60% --recipe quickstart --out runs/quickstart
       hwnas search --latency 8ms,12ms,17ms --data folder:flowers --lut p.lut
+      hwnas search --latency 17ms --front 6
       hwnas search --method atomnas --space atomnas-tiny --latency 50%
       hwnas search --latency 2ms --lut v100-tensorrt-fp16-b32 --allow-uncalibrated
+      torchrun --nproc-per-node 2 --no-python hwnas search --latency 17ms
     """
     _check_method(method)
     given = {"latency": latency, "macs": macs, "params": params, "bitops": bitops}
@@ -101,11 +108,16 @@ def command(
             "give a budget: --latency 17ms, --macs 330M, --params 4M, or --bitops 6.3G of a quantised space"
         )
     wanted = _combinations(typed) if typed else [[]]
+    if front and method != "spos":
+        raise UsageError("--front is for the method spos")
     info = _describe(terminal, data, image_size)
     if method in ATOM_METHODS:
         from .search_atoms import search_atoms
 
-        shared = Shared(method, space, info, lut, device, allow_uncalibrated, wanted, out, recipe, seed, train_threads)
+        if several():
+            raise UsageError(f"{method} is for one process: start it without torchrun")
+        where = thread_count(train_threads), train_device or "cpu"
+        shared = Shared(method, space, info, lut, device, allow_uncalibrated, wanted, out, recipe, seed, *where)
         document = search_atoms(terminal, shared)
         terminal.document(document) if terminal.json else _show(terminal, document)
         return
@@ -122,6 +134,7 @@ def command(
 
     from hwnas.search.request import SearchRequest
     from hwnas.search.spos import search
+    from hwnas.search.workshop import follow
 
     request = SearchRequest(
         space=searched,
@@ -131,11 +144,19 @@ def command(
         recipe=settings,
         out=out,
         seed=seed,
-        threads=train_threads or len(os.sched_getaffinity(0)),
+        threads=thread_count(train_threads),
         method=method,
+        device=train_device or "cpu",
+        front=front or 0,
         notes=priced.notes,
     )
-    document = {**search(request, terminal.progress()).to_json(), "table": priced.notes.get("table")}
+    with joined(train_device) as ranks:
+        if not ranks.leads:
+            follow(request, ranks)
+            return
+        with ranks.leading():
+            outcome = search(request, terminal.progress(), ranks)
+    document = {**outcome.to_json(), "table": priced.notes.get("table")}
     document["zoo"] = priced.notes.get("zoo", {})  # what is said of budgets that are a net's
     if terminal.json:
         terminal.document(document)
@@ -157,7 +178,8 @@ class Shared:
     out: Path | None
     recipe: str | None
     seed: int
-    threads: int | None
+    threads: int
+    train_device: str
 
 
 def _check_bits(space: Space, typed: dict[str, str]) -> None:

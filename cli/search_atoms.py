@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import UsageError
 
 from .search import Shared, check_calibrated, default_out, prepare_interruption, read_table, table_of, zoo_cost
 from .terminal import Terminal
+from .training import joined
 
 if TYPE_CHECKING:
     from hwnas.spaces import AtomSpace
@@ -62,11 +62,14 @@ def search_atoms(terminal: Terminal, asked: Shared) -> dict[str, Any]:
         recipe=recipe,
         out=out,
         seed=asked.seed,
-        threads=asked.threads or len(os.sched_getaffinity(0)),
+        threads=asked.threads,
         method=asked.method,
+        device=asked.train_device,
         notes=notes,
     )
-    return {**search(request, terminal.progress()).to_json(), "table": notes.get("table"), "zoo": notes.get("zoo", {})}
+    with joined(asked.train_device):
+        outcome = search(request, terminal.progress())
+    return {**outcome.to_json(), "table": notes.get("table"), "zoo": notes.get("zoo", {})}
 
 
 def _space(terminal: Terminal, name: str | None, info: DataInfo) -> AtomSpace:

@@ -26,6 +26,7 @@ class Terminal:
     Attributes:
         argv: as typed, without the program's name.
         json, quiet, debug: the options every command has.
+        mute: nothing is printed: this is one of torchrun's processes, and the first of them speaks for all.
         kept: what an interruption leaves behind, in words; empty where there is nothing to keep.
         resume: the command that goes on, as arguments; empty is the command as typed.
     """
@@ -34,6 +35,7 @@ class Terminal:
     json: bool = False
     quiet: bool = False
     debug: bool = False
+    mute: bool = False
     kept: str = ""
     resume: tuple[str, ...] = ()
     _result: TextIO | None = field(default=None, repr=False)
@@ -55,6 +57,8 @@ class Terminal:
         """Prints the one JSON document of `--json`."""
         import json
 
+        if self.mute:
+            return
         self.stdout.write(json.dumps(plain(data), indent=2, allow_nan=False) + "\n")
         self.stdout.flush()
 
@@ -62,6 +66,8 @@ class Terminal:
         """Prints the result for people; wide where stdout is not a terminal, so that nothing is cut off."""
         from rich.console import Console
 
+        if self.mute:
+            return
         width = None if self.stdout.isatty() else 200
         console = Console(file=self.stdout, width=width, highlight=False, markup=False)
         with console.capture() as captured:
@@ -72,7 +78,7 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """A line on stderr, unless `--quiet`."""
-        if not self.quiet:
+        if not self.quiet and not self.mute:
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
 
@@ -85,6 +91,8 @@ class Terminal:
 
     def error(self, line: str) -> None:
         """The one line that says what went wrong and what to do."""
+        if self.mute:
+            return
         sys.stderr.write("hwnas: error: " + " ".join(line.split()) + "\n")
         sys.stderr.flush()
 

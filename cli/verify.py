@@ -246,7 +246,9 @@ def _document(
     for subject, report in zip(subjects, reports, strict=True):
         network, found = subject.loaded.network, subject.found
         costs = {"macs": network.macs, "params": network.params}
-        baseline = (found.get("baseline") or {}).get("accuracy")
+        rival = found.get("baseline") or {}
+        alike = bool(found.get("trained")) == bool(rival.get("trained"))  # else the comparison would be unfair
+        baseline = rival.get("accuracy") if alike else None
         said = {"accuracy": found.get("accuracy"), "baseline_accuracy": baseline, "folder": subject.loaded.folder}
         results.append({**report.to_json(), **costs, **said})
     setting = {"batch_size": profile.batch_size, "threads": profile.thread_count, "precision": profile.precision}

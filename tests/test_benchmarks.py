@@ -69,6 +69,26 @@ def test_a_search_of_known_nets_is_counted_up_to_the_optimum(tmp_path: Path, met
         macro.priced(macs_of)
 
 
+def test_the_evidence_of_spos_compares_at_equal_cost_and_says_what_is_not_seen(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    evidence = script("spos_evidence")
+    for kind in "357x":
+        net = evidence.rescaled(kind)
+        assert evidence.blocks_of(net) == kind * len(net.blocks)
+        assert 0.97 * evidence.limit() < net.network().macs <= evidence.limit()
+        others = {evidence.drawn(evidence.BLOCKS, seed) for seed in range(3)}
+        assert len(others) == 3
+        assert all(evidence.FLOOR * evidence.limit() <= o.network().macs <= evidence.limit() for o in others)
+    # the t of 4 degrees of freedom is 2.776: 2 +- 2.776 * sqrt(2.5 / 5)
+    assert evidence.mean_interval([0, 1, 2, 3, 4]) == pytest.approx((2.0, 2 - 1.963, 2 + 1.963), abs=1e-3)
+    evidence.verdict("a", [3.0, 4.0, 5.0], [1.0, 2.1, 2.9])
+    evidence.verdict("b", [3.0, 4.0, 5.0], [1.0, 5.1, 2.9])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("a: +2.00 points (95%: +1.75 to +2.25, 3 seeds): seen")
+    assert said[1].endswith("NOT SEEN")
+
+
 def witness(latency_ms: float) -> MeasuredNetwork:
     return MeasuredNetwork("w", (3, 8, 8), (), Estimate(latency_ms, latency_ms, latency_ms, 1))
 

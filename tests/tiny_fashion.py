@@ -47,5 +47,11 @@ steps = 2
 batch_size = 8
 optimizer = "adamw"
 lr = 1e-3
+
+[train]
+steps = 4
+batch_size = 8
+optimizer = "sgd"
+lr = 1e-2
 """
 """A recipe that goes through every step and learns nothing."""

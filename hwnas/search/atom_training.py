@@ -365,7 +365,7 @@ class AtomStore:
                 problems.append(str(error))
                 continue
             self.training.restore(state)
-            restore(tensors, module, optimizer, path)
+            restore(tensors, module, optimizer, f"checkpoint {path}")
             shadow = self.training.ema.shadow
             for name, tensor in shadow.items():
                 tensor.copy_(tensors[f"ema/{name}"])

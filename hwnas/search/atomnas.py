@@ -155,12 +155,14 @@ class _Work:
     def __init__(self, request: AtomRequest, progress: Progress, run: RunFolder) -> None:
         import torch
 
-        from hwnas.search.data import open_data
+        from hwnas.search.data import keep_data, load_splits
         from hwnas.train.evaluate import recalibration_images
 
         torch.set_num_threads(request.threads)
         self.request, self.progress, self.run = request, progress, run
-        self.splits = open_data(request, run, progress)
+        progress.stage("Data")
+        self.splits = load_splits(request, progress)
+        keep_data(request, run, self.splits)
         self.calibration = recalibration_images(
             self.splits, request.recipe.scoring, seed=request.seed, device=request.device
         )

@@ -15,12 +15,14 @@ import numpy as np
 
 from hwnas.budget import Budget
 from hwnas.costs import Cost, macs_cost, params_cost
-from hwnas.errors import HwnasError
+from hwnas.errors import ClaimError, HwnasError
 from hwnas.ops import Shape
 from hwnas.runs import NetFolder
+from hwnas.search.contradiction import contradiction
 from hwnas.search.feasible import FeasibleSampler
 from hwnas.spaces.base import Arch, Space
-from hwnas.train.recipe import Phase, Recipe
+from hwnas.train.paths import sampling_identity
+from hwnas.train.recipe import Recipe
 
 METHODS = ("spos", "random")
 
@@ -71,8 +73,10 @@ class SearchRequest:
         seed: of everything random.
         threads: of torch.
         method: ``spos``, or ``random``: the baseline alone.
-        device: of torch.
+        device: of torch, ``cpu`` or ``cuda``; which GPU is the `Ranks`' to say.
         baseline: searches at random under the same budgets too (method spos).
+        front: 0 looks for the best net under its budgets; else for up to so many nets of the front of accuracy against
+            the first budget's cost (method spos, without a baseline).
         notes: anything else to keep in run.toml, such as the latency table and its fingerprint.
     """
 
@@ -87,7 +91,13 @@ class SearchRequest:
     method: str = "spos"
     device: str = "cpu"
     baseline: bool = True
+    front: int = 0
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_baseline(self) -> bool:
+        """Whether a random baseline is searched and fine-tuned beside."""
+        return self.method == "spos" and self.baseline and not self.front
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +149,8 @@ def make_goal(request: SearchRequest, budgets: Sequence[Budget]) -> Goal:
     """The net that meets `budgets`.
 
     Raises:
-        ClaimError: no architecture does; it says what the cheapest one costs.
+        ClaimError: no architecture does; it says what the cheapest one costs, or what contradicting budgets would have
+            to be.
         HwnasError: a budget limits a cost that the request has no prices of.
     """
     for budget in budgets:
@@ -149,15 +160,25 @@ def make_goal(request: SearchRequest, budgets: Sequence[Budget]) -> Goal:
         costs, limits = [request.costs[budget.cost] for budget in budgets], [budget.limit for budget in budgets]
     else:
         costs, limits = [macs_cost(request.space)], [np.inf]
-    min_use = request.recipe.evolution.budget_use
-    sampler = FeasibleSampler(costs, limits, space=request.space.name, min_use=min_use)
+    min_use = 0.0 if request.front else request.recipe.evolution.budget_use  # a front has nets of every cost
+    try:
+        sampler = FeasibleSampler(costs, limits, space=request.space.name, min_use=min_use)
+    except ClaimError:
+        if (refusal := contradiction(costs, limits, request.space.name)) is None:
+            raise
+        raise refusal from None
     digest = hashlib.blake2b(digest_size=8)
     for cost, limit in zip(costs, limits, strict=True):
         digest.update(repr((cost.name, limit, cost.upper.fixed)).encode())
         walk = cost.upper.walk
         for prices in (cost.upper.choices, *((walk.extra, walk.tail) if walk is not None else ())):
             digest.update(np.ascontiguousarray(prices).data)
-    digest.update(json.dumps([identity(request), request.recipe.model_dump(), request.method]).encode())
+    elsewhere = {"supernet", "sampling", "train", "atoms"}  # of the identity, or of no net among slots
+    recipe = request.recipe.model_dump(exclude=elsewhere)
+    recipe["finetune"] = request.recipe.finetune.identity()
+    digest.update(json.dumps([slot_identity(request), recipe, request.method]).encode())
+    if request.front:
+        digest.update(f"front of {request.front}".encode())
     return Goal(net_name(budgets), tuple(budgets), sampler, digest.hexdigest())
 
 
@@ -180,13 +201,13 @@ def identity(request: Asked) -> dict[str, Any]:
         "num_classes": request.space.num_classes,
         "seed": request.seed,
         "zero_init_residual": request.recipe.zero_init_residual,
-        "supernet": _phase(request.recipe.supernet),
+        "supernet": request.recipe.supernet.identity(),
     }
 
 
-def _phase(phase: Phase) -> dict[str, Any]:
-    """A training without what it does not use: runs made before there were staircases are still the same."""
-    return phase.model_dump(exclude=set() if phase.schedule == "staircase" else {"decay", "decay_steps"})
+def slot_identity(request: SearchRequest) -> dict[str, Any]:
+    """That of a search among slots, whose supernet depends on the sampled paths too."""
+    return {**identity(request), "sampling": sampling_identity(request.recipe.sampling, request.costs)}
 
 
 def configuration(request: Asked) -> dict[str, Any]:

@@ -139,12 +139,14 @@ def _space(table: ResNetTable, name: str, input_shape: Shape, num_classes: int) 
     return ChainSpace(name, _frame(table, input_shape, num_classes), slots, widths=len(HALVES))
 
 
-def uniform_resnet(table: ResNetTable, bits: int) -> NetSpec:
+def uniform_resnet(
+    table: ResNetTable, bits: int, input_shape: Shape = (3, 224, 224), num_classes: int = 1000
+) -> NetSpec:
     """The ResNet with the same bits for all weights and activations of its blocks, at its own widths."""
     blocks = [
         QuantBlock(cin, cout, cout, stride, (bits, bits)) for cin, cout, stride in slots_of(table.stages, table.stem)
     ]
-    frame = _frame(table, (3, 224, 224), 1000)
+    frame = _frame(table, input_shape, num_classes)
     return NetSpec(
         frame.input_shape, frame.num_classes, frame.stem, (*frame.blocks, *blocks), head=None, width=frame.width
     )

@@ -71,7 +71,7 @@ class CheckpointStore:
             except HwnasError as error:
                 problems.append(str(error))
                 continue
-            restore(tensors, module, optimizer, path)
+            restore(tensors, module, optimizer, f"checkpoint {path}")
             return step
         if problems:
             raise HwnasError(f"{problems[0]}; no older one is left: remove {self.folder} to begin again")
@@ -177,25 +177,35 @@ def tensors_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
     return {**_module_tensors(module), **_optimizer_tensors(module, optimizer)}
 
 
-def restore(tensors: dict[str, torch.Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Takes up the tensors of `tensors_of`, out of the file `path`.
+def restore(tensors: dict[str, torch.Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, what: str) -> None:
+    """Takes up the tensors of `tensors_of`; `what` names them in the error.
 
     Raises:
         HwnasError: they are another net's.
     """
-    import torch
-
     model = {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}
+    parameters = dict(module.named_parameters())
     try:
         module.load_state_dict(model)
-    except RuntimeError as error:
-        raise HwnasError(f"checkpoint {path} is of another net: choose another --out") from error
-    parameters = dict(module.named_parameters())
-    optimizer.state.clear()
+        optimizer.state.clear()
+        _restore_optimizer(tensors, parameters, optimizer)
+    except (RuntimeError, KeyError) as error:
+        raise HwnasError(f"{what} is of another net: choose another --out") from error
+
+
+def _restore_optimizer(
+    tensors: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
+    import torch
+
     for full, tensor in tensors.items():
         if full.startswith("optimizer/"):
             _, key, name = full.split("/", 2)
             parameter = parameters[name]
             # Same memory format as the parameter, which is what the optimizer itself would have made.
-            value = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor.clone()
+            value = (
+                torch.empty_like(parameter).copy_(tensor)
+                if tensor.shape == parameter.shape
+                else tensor.to(parameter.device)
+            )
             optimizer.state[parameter][key] = value.detach()

@@ -16,13 +16,47 @@ from hwnas.spaces.base import Arch
 from hwnas.train.checkpoint import CheckpointStore, write_atomically
 from hwnas.train.data import DataSplits
 from hwnas.train.evaluate import Evaluator, accuracy
-from hwnas.train.loop import Batches, train
+from hwnas.train.loop import Batches, MetricsLog, train
+from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Phase
 
 if TYPE_CHECKING:
     from hwnas.nn.supernet import SinglePathSupernet
 
 AnyArch = TypeVar("AnyArch", contravariant=True)
+
+
+def train_net(
+    module: nn.Module,
+    splits: DataSplits,
+    phase: Phase,
+    *,
+    seed: int,
+    stream: str,
+    progress: Progress,
+    description: str,
+    store: CheckpointStore | None = None,
+    metrics: MetricsLog | None = None,
+    ranks: Ranks = SOLO,
+) -> None:
+    """Trains a plain net on the train split, from its last checkpoint where there is one; all ranks call it alike."""
+    batches = Batches(splits.train, splits.normalisation, phase, seed, stream, ranks.device)
+
+    def forward(images: Tensor, step: int) -> Tensor:
+        del step
+        scores: Tensor = module(images)
+        return scores
+
+    train(
+        module,
+        batches,
+        forward=forward,
+        progress=progress,
+        description=description,
+        store=store,
+        metrics=metrics,
+        ranks=ranks,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +70,7 @@ class Finisher:
         evaluator: sets the BatchNorm statistics that a net begins with.
         phase: of the fine-tuning.
         seed: of its order and augmentation.
+        ranks: the processes that fine-tune together.
     """
 
     run: RunFolder
@@ -44,8 +79,8 @@ class Finisher:
     evaluator: Evaluator
     phase: Phase
     seed: int
-    device: str
     progress: Progress
+    ranks: Ranks = SOLO
 
     def fine_tune(self, name: str, arch: Arch, state: str) -> nn.Module:
         """The net of `arch` with inherited weights, trained on; goes on from a checkpoint of a killed run.
@@ -57,15 +92,18 @@ class Finisher:
         """
         self.evaluator.recalibrate(arch.genes)
         module = self.supernet.extract(arch)
-        batches = Batches(self.splits.train, self.splits.normalisation, self.phase, self.seed, "finetune", self.device)
-
-        def forward(images: Tensor, step: int) -> Tensor:
-            del step
-            scores: Tensor = module(images)
-            return scores
-
-        store = self._store(arch, state)
-        train(module, batches, forward=forward, progress=self.progress, description=f"fine-tuning {name}", store=store)
+        self.ranks.order("net", genes=list(arch.genes))
+        train_net(
+            module,
+            self.splits,
+            self.phase,
+            seed=self.seed,
+            stream="finetune",
+            progress=self.progress,
+            description=f"fine-tuning {name}",
+            store=self._store(arch, state),
+            ranks=self.ranks,
+        )
         return module
 
     def _store(self, arch: Arch, state: str) -> CheckpointStore:
@@ -79,7 +117,7 @@ class Finisher:
 
     def test_accuracy(self, module: nn.Module) -> tuple[float, str]:
         """Accuracy of a finished net, and the name of the split it is of; see `accuracy_at_last`."""
-        return accuracy_at_last(module, self.splits, self.device)
+        return accuracy_at_last(module, self.splits, self.ranks.device)
 
 
 def accuracy_at_last(module: nn.Module, splits: DataSplits, device: str) -> tuple[float, str]:

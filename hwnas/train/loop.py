@@ -1,4 +1,4 @@
-"""The training loop: a supernet by uniformly sampled single paths, or a found net.
+"""The training loop: a supernet by sampled single paths, or a found net; by one process, or by several in step.
 
 Nothing random has a state. The path, the order of the images and their augmentation are functions of the seed and the
 step, so that a run killed at any moment goes on from its last checkpoint to bit for bit the same weights (on a CPU,
@@ -11,9 +11,8 @@ import csv
 import io
 import math
 import time
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -26,34 +25,22 @@ from torch import Tensor, nn
 from hwnas.errors import HwnasError
 from hwnas.nn.blocks import Dropout
 from hwnas.progress import Progress
-from hwnas.train.augment import pad_and_crop, random_flip
-from hwnas.train.checkpoint import CheckpointStore, disk_errors, write_atomically
+from hwnas.train.augment import augmented
+from hwnas.train.chance import step_rng as step_rng
+from hwnas.train.chance import torch_generator as torch_generator
+from hwnas.train.checkpoint import CheckpointStore, disk_errors, restore, tensors_of, write_atomically
 from hwnas.train.data import Images, Normalisation
+from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Phase
 from hwnas.train.rmsprop import RMSProp
 
 if TYPE_CHECKING:
     from hwnas.nn.supernet import SinglePathSupernet
-    from hwnas.spaces.base import Space
+    from hwnas.train.paths import Paths
 
 CHECKPOINT_INTERVAL_S = 20.0
 LOG_STEPS = 10
 """Steps between two rows of metrics.csv; the loss is looked at, and a NaN found, then."""
-
-
-def step_rng(seed: int, stream: str, step: int) -> np.random.Generator:
-    """The generator of one step (or epoch) of one use: the same arguments always give the same numbers."""
-    return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(stream.encode()), step]))
-
-
-def torch_generator(rng: np.random.Generator) -> torch.Generator:
-    """A `torch.Generator` seeded from `rng`."""
-    return torch.Generator().manual_seed(int(rng.integers(2**62)))
-
-
-def sampled_path(space: Space, seed: int, step: int) -> tuple[int, ...]:
-    """The path that a supernet's training takes in a step: uniform over every slot's choices (SPOS, 3.2)."""
-    return space.sample(step_rng(seed, "path", step)).genes
 
 
 def learning_rate(phase: Phase, step: int) -> float:
@@ -99,7 +86,15 @@ def _order(seed: int, stream: str, epoch: int, count: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """The augmented, normalised batches of a training, each a function of its step."""
+    """The augmented, normalised batches of a training, each a function of its step.
+
+    Attributes:
+        data, normalisation: images, and what is done to them.
+        phase: the batch size and the augmentation.
+        seed, stream: of the chance.
+        device: of torch.
+        rank, world: of several processes each gets an equal part of every batch; see `part`.
+    """
 
     data: Images
     normalisation: Normalisation
@@ -107,21 +102,40 @@ class Batches:
     seed: int
     stream: str
     device: str = "cpu"
+    rank: int = 0
+    world: int = 1
+
+    def part(self, ranks: Ranks) -> Batches:
+        """The part of every batch that one of `ranks` trains on.
+
+        Raises:
+            HwnasError: the batch cannot be divided evenly, or into parts of less than two images.
+        """
+        size = self.phase.batch_size
+        if size % ranks.world or size // ranks.world < 2:
+            raise HwnasError(
+                f"a batch of {size} cannot be divided among {ranks.world} processes: change batch_size in the recipe "
+                "to a multiple of their number, of at least two images each"
+            )
+        return replace(self, rank=ranks.rank, world=ranks.world)
 
     @property
     def per_epoch(self) -> int:
         """Whole batches in one pass over the images."""
         return max(1, len(self.data) // self.phase.batch_size)
 
+    def of_rank(self, stream: str) -> str:
+        """A stream of chance that every process has for itself."""
+        return f"{stream} {self.rank}" if self.rank else stream
+
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """Images and labels of a step; every epoch is a permutation of its own."""
         epoch, place = divmod(step, self.per_epoch)
         order = _order(self.seed, self.stream, epoch, len(self.data))
-        batch = self.data.take(order[place * self.phase.batch_size : (place + 1) * self.phase.batch_size])
-        generator = torch_generator(step_rng(self.seed, f"{self.stream} augment", step))
-        images = pad_and_crop(batch.images.to(self.device), self.phase.crop_padding, generator)
-        if self.phase.flip:
-            images = random_flip(images, generator)
+        whole = order[place * self.phase.batch_size : (place + 1) * self.phase.batch_size]
+        batch = self.data.take(whole[self.rank :: self.world])
+        generator = torch_generator(step_rng(self.seed, self.of_rank(f"{self.stream} augment"), step))
+        images = augmented(batch.images.to(self.device), self.phase, generator)
         return self.normalisation(images), batch.labels.to(self.device)
 
 
@@ -189,10 +203,15 @@ def train(
     store: Store | None = None,
     metrics: MetricsLog | None = None,
     stop_after: int | None = None,
+    ranks: Ranks = SOLO,
     optimizer: torch.optim.Optimizer | None = None,
     hooks: Hooks | None = None,
 ) -> int:
     """Trains `module` to the end of the phase, from its last checkpoint where there is one.
+
+    Several `ranks` train in step, each on its part of every batch, with the weights that the first one begins with.
+    Gradients are averaged, so that all make the same update; BatchNorm sees a rank's own images, as it would in so many
+    groups of one process. `store` and `metrics` are the first rank's.
 
     Args:
         module: changed in place; its parameters are moved to channels_last.
@@ -203,6 +222,7 @@ def train(
         store: where checkpoints go, every `CHECKPOINT_INTERVAL_S` seconds and at the end; None keeps none.
         metrics: where losses go.
         stop_after: does no more than this many steps now (to time them); the schedule is not changed.
+        ranks: the processes that train together.
         optimizer: None is that of the phase.
         hooks: what a method does beside the loss; it may change the module's and the optimizer's parameters.
 
@@ -213,14 +233,15 @@ def train(
         HwnasError: the loss is not a number any more, or no checkpoint can be read.
     """
     phase = batches.phase
+    batches = batches.part(ranks) if ranks.world > 1 else batches
     module.to(batches.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = optimizer or make_optimizer(module, phase)
-    first = store.load(module, optimizer) if store else 0
-    seconds = metrics.resume(first) if metrics else 0.0
+    first = store.load(module, optimizer) if store and ranks.leads else 0
+    first = share_state(first, module, optimizer, ranks)
+    seconds = metrics.resume(first) if metrics and ranks.leads else 0.0
     last = phase.steps if stop_after is None else min(phase.steps, first + stop_after)
     loss_function = nn.CrossEntropyLoss(label_smoothing=phase.label_smoothing)
-    began = saved = time.monotonic()
-    losses: list[Tensor] = []
+    book = _Book(module, optimizer, store, metrics, ranks, seconds, f"{description}, lr {phase.lr:g}", first)
     dropouts = [part for part in module.modules() if isinstance(part, Dropout)]
     with progress.start(phase.steps, description, first) as task:
         for step in range(first, last):
@@ -229,34 +250,79 @@ def train(
                 group["lr"] = lr
             images, labels = batches.at(step)
             for place, dropout in enumerate(dropouts):
-                dropout.generator = torch_generator(step_rng(batches.seed, f"{batches.stream} dropout {place}", step))
+                stream = batches.of_rank(f"{batches.stream} dropout {place}")
+                dropout.generator = torch_generator(step_rng(batches.seed, stream, step))
             optimizer.zero_grad(set_to_none=True)
             loss = loss_function(forward(images, step), labels)
             loss.backward()
+            ranks.average_gradients(module.parameters())
             if hooks:
                 hooks.before_update(step, lr)
             optimizer.step()
-            losses.append(loss.detach())
+            book.losses.append(loss.detach())
             done = step + 1
             if hooks:
                 del loss  # its graph knows the shapes of parameters that may be about to change
                 hooks.after_update(done)
             if done % LOG_STEPS == 0 or done == last:
-                mean = float(torch.stack(losses).mean())
-                losses.clear()
-                if not math.isfinite(mean):
-                    raise HwnasError(
-                        f"the loss became {mean} at step {done} ({description}): lower the lr of {phase.lr:g}"
-                    )
-                now = time.monotonic()
-                if metrics:
-                    metrics.add(done, mean, lr, seconds + now - began)
-                # Only here, where the loss was just seen to be a number and no row lies between log and checkpoint.
-                if store and (now - saved >= CHECKPOINT_INTERVAL_S or done == last):
-                    store.save(done, module, optimizer)
-                    saved = time.monotonic()
+                book.keep(done, lr, ended=done == last)
             task.advance()
     return max(first, last)
+
+
+def share_state(step: int, module: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks) -> int:
+    """Gives every rank the first one's weights, optimizer state and step. Returns the step."""
+    if ranks.world == 1:
+        return step
+    shared = ranks.share(tensors_of(module, optimizer) if ranks.leads else None)
+    if not ranks.leads:
+        restore(shared, module, optimizer, "the state of the first process")
+    return int(ranks.tell(step))
+
+
+@dataclass(slots=True)
+class _Book:
+    """What a training looks at and writes every `LOG_STEPS` steps."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    store: Store | None
+    metrics: MetricsLog | None
+    ranks: Ranks
+    seconds: float
+    description: str
+    saved_step: int
+    losses: list[Tensor] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    saved: float = field(default_factory=time.monotonic)
+
+    def keep(self, done: int, lr: float, *, ended: bool) -> None:
+        """A row of the log, and a checkpoint where one is due.
+
+        Raises:
+            HwnasError: a loss, or a weight that is to be saved, is not a number.
+        """
+        losses = self.ranks.mean(torch.stack(self.losses)).tolist()  # the same on all ranks: so is the judgement
+        self.losses.clear()
+        for step, loss in enumerate(losses, done - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise self._broken(f"the loss became {loss} at step {step}")
+        if not self.ranks.leads:
+            return
+        now = time.monotonic()
+        mean = math.fsum(losses) / len(losses)
+        if self.metrics:
+            self.metrics.add(done, mean, lr, self.seconds + now - self.began)
+        # Only here, where the loss was just seen to be a number and no row lies between log and checkpoint.
+        if self.store and (ended or now - self.saved >= CHECKPOINT_INTERVAL_S):
+            if not all(bool(norm.isfinite()) for norm in torch._foreach_norm(list(self.module.parameters()))):
+                raise self._broken(f"a weight is not a number after step {done}")
+            self.store.save(done, self.module, self.optimizer)
+            self.saved, self.saved_step = time.monotonic(), done
+
+    def _broken(self, what: str) -> HwnasError:
+        kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "there is no checkpoint yet"
+        return HwnasError(f"{what} ({self.description}): lower lr in the recipe and choose another --out; {kept}")
 
 
 def train_supernet(
@@ -264,17 +330,21 @@ def train_supernet(
     batches: Batches,
     *,
     progress: Progress,
+    paths: Paths | None = None,
     store: CheckpointStore | None = None,
     metrics: MetricsLog | None = None,
     stop_after: int | None = None,
+    ranks: Ranks = SOLO,
 ) -> int:
-    """Trains a supernet, one uniformly sampled path a step; see `train`."""
+    """Trains a supernet, one path a step, sampled uniformly where `paths` says nothing else; see `train`."""
+    from hwnas.train.paths import uniform_paths
+
+    taken = paths or uniform_paths(supernet.space, batches.seed)
 
     warm_up = batches.phase.widening * batches.phase.steps
 
     def forward(images: Tensor, step: int) -> Tensor:
-        path = sampled_path(supernet.space, batches.seed, step)
-        scores: Tensor = supernet(images, supernet.space.widened(path, step / warm_up if warm_up else 1.0))
+        scores: Tensor = supernet(images, supernet.space.widened(taken(step), step / warm_up if warm_up else 1.0))
         return scores
 
     return train(
@@ -286,4 +356,5 @@ def train_supernet(
         store=store,
         metrics=metrics,
         stop_after=stop_after,
+        ranks=ranks,
     )

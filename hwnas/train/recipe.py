@@ -1,6 +1,6 @@
 """`Recipe`: every number of training and searching that is not in the space, read from TOML.
 
-Three ship: ``default`` (small images on a CPU), ``quickstart`` (minutes) and ``paper`` (SPOS on ImageNet).
+Four ship: ``default`` (small images on a CPU), ``quickstart`` (minutes), ``paper`` (SPOS on ImageNet) and ``atomnas``.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Phase(BaseModel):
         schedule: ``linear`` or ``cosine`` decay to 0, or a ``staircase`` of `decay` every `decay_steps` steps.
         label_smoothing: of the cross entropy.
         crop_padding: pixels of zeros around the image before a random crop back to its size.
+        crop_scale: least share of the image that a random crop, scaled back to its size, keeps; 1 keeps all of it.
+        jitter: brightness, contrast and saturation are each changed by up to this factor; 0 leaves colours alone.
         flip: mirrors half of the images.
         widening: share of the steps of a supernet in which a channel search warms up: at first only the widest
             choices are taken, then narrower ones too, at its end all. Supernets of others need it to converge; these
@@ -41,7 +43,7 @@ class Phase(BaseModel):
     steps: int = Field(ge=0)
     batch_size: int = Field(ge=2)
     optimizer: Literal["sgd", "adamw", "rmsprop"]
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, le=1e38)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
@@ -50,8 +52,35 @@ class Phase(BaseModel):
     decay_steps: int = Field(default=1, ge=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     crop_padding: int = Field(default=0, ge=0)
+    crop_scale: float = Field(default=1.0, gt=0, le=1)
+    jitter: float = Field(default=0.0, ge=0, lt=1)
     flip: bool = True
     widening: float = Field(default=0.0, ge=0, lt=1)
+
+    def identity(self) -> dict[str, Any]:
+        """What the weights depend on; keys that recipes of earlier versions did not have are there when they matter."""
+        unused = set() if self.schedule == "staircase" else {"decay", "decay_steps"}
+        changed = self.model_dump(exclude_defaults=True)
+        unused |= {"crop_scale", "jitter", "widening"} - changed.keys()
+        return self.model_dump(exclude=unused)
+
+
+class Sampling(BaseModel):
+    """Which paths a supernet is trained on, where that is not all alike (SPOS, 3.2: uniform constraint sampling).
+
+    Attributes:
+        cost: what is limited: ``macs``, ``params``, or another cost that the search has prices of.
+        low, high: as budgets are typed, ``290M`` or ``70%`` of the most expensive architecture.
+        bins: 1 samples uniformly from all architectures between `low` and `high`. More cut the range into so many
+            equal bins, one of which is drawn first: every cost is then as frequent as every other.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cost: str = "macs"
+    low: str
+    high: str
+    bins: int = Field(default=1, ge=1, le=1000)
 
 
 class Scoring(BaseModel):
@@ -124,14 +153,21 @@ class Recipe(BaseModel):
     """A whole search: what trains the supernet, scores candidates, evolves them and fine-tunes what was found.
 
     A search among atoms uses `supernet` (its one training), `scoring.recalibrate_images`, and `atoms`.
+
+    Attributes:
+        sampling: of the supernet's paths; None samples uniformly from all.
+        train: of ``hwnas train``, from scratch or on; None where the recipe does not say.
+        zero_init_residual: every residual block of the supernet starts as the identity.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     supernet: Phase
+    sampling: Sampling | None = None
     scoring: Scoring
     evolution: Evolution = Evolution()
     finetune: Phase
+    train: Phase | None = None
     zero_init_residual: bool = True
     atoms: Atoms = Atoms()
 
@@ -160,6 +196,19 @@ def load_recipe(name: str | Path) -> Recipe:
         return recipe_from(tomllib.loads(source.decode()), text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise HwnasError(f"recipe {text}: not TOML: {error}") from error
+
+
+def phase_from(data: Any, where: str) -> Phase:
+    """The part [train] of a recipe alone.
+
+    Raises:
+        HwnasError: a field is missing, unknown or out of range.
+    """
+    try:
+        return Phase.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise HwnasError(f"{where}: train.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def recipe_from(data: dict[str, Any], where: str) -> Recipe:

@@ -10,7 +10,17 @@ import pytest
 from command import Hwnas
 
 LUT = ("list", "show", "import", "check", "merge", "diff", "export")
-COMMANDS = ("devices", "profile", "lut", *(f"lut {name}" for name in LUT), "predict", "search", "verify", "export")
+COMMANDS = (
+    "devices",
+    "profile",
+    "lut",
+    *(f"lut {name}" for name in LUT),
+    "predict",
+    "search",
+    "train",
+    "verify",
+    "export",
+)
 
 OPTIONS = {
     "profile": "--device --space --model --batch --precision --runtime --threads --target-error --lut --image-size "
@@ -24,6 +34,7 @@ OPTIONS = {
     "predict": "--lut --measure",
     "search": "--method --space --data --lut --device --latency --macs --params --bitops --out --recipe --population "
     "--generations --allow-uncalibrated",
+    "train": "--data --from --recipe",
     "verify": "--device --latency",
     "export": "--out --format",
 }
@@ -45,7 +56,7 @@ def test_every_command_has_help_with_an_example(hwnas: Hwnas, command: str) -> N
 def test_the_help_of_all_names_every_command_and_lists_no_other(hwnas: Hwnas) -> None:
     listing = hwnas("--help").stdout.split("Commands:\n")[1]
     names = [line.split()[0] for line in listing.splitlines() if line.startswith("  ") and not line.startswith("   ")]
-    assert names == ["devices", "profile", "lut", "predict", "search", "verify", "export"]
+    assert names == ["devices", "profile", "lut", "predict", "search", "train", "verify", "export"]
 
 
 @pytest.mark.parametrize("command", ["profile", "search"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command import Finished, Hwnas
 from tiny_fashion import TINY_RECIPE, write_fashion_mnist
 from tiny_images import write_dataset
@@ -157,6 +158,50 @@ def test_a_found_net_is_predicted_and_exported(run: Run, measured: Any) -> None:
     several = hwnas("predict", "run", "--lut", measured.lut)
     assert several.code == 2
     assert "run/nets/latency-60pct" in several.error
+
+
+def test_a_trained_net_is_verified_as_a_found_one(run: Run, measured: Any) -> None:
+    hwnas = Hwnas(run.folder)
+    shutil.copytree(run.path, run.folder / "trained")
+    net = "trained/nets/latency-60pct"
+    done = hwnas("train", net, "--json", env=run.env)
+    assert set(done.document) >= {"run", "data", "from", "steps", "seconds", "results"}
+    (result,) = done.document["results"]
+    found = run.done.document["results"][0]
+    assert (result["net"], result["steps"]) == ("latency-60pct", 4)
+    assert result["accuracy_before"] == found["accuracy"]
+    for said in ("using --from scratch (default)", "using --data fashion-mnist (the run's)", "using --recipe"):
+        assert said in done.stderr
+    verified = hwnas("verify", net, "--device", measured.profile, "--latency", "10s", "--json", env=run.env)
+    (report,) = verified.document["results"]
+    assert report["same_outputs"] is True
+    assert report["accuracy"] == result["accuracy"]
+    assert report["baseline_accuracy"] is None  # it was not trained alike
+    again = hwnas("train", net, "--from", "scratch", env=run.env)
+    assert "trained already" in again.stderr
+    assert "hwnas verify trained" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["nothing"], 1, "run.toml"),
+        (["run", "--from", "memory"], 2, "scratch nor inherited"),
+        (["run", "--recipe", "nothing"], 2, "quickstart"),
+        (["run", "--recipe", "old.toml"], 2, "[train]"),
+        (["run", "--data", "folder:images"], 1, "has 3 classes, the nets of run have 10"),
+        (["run", "--train-device", "cuda"], 1, "--train-device"),
+    ],
+)
+def test_trainings_that_cannot_be(run: Run, args: list[str], code: int, says: str) -> None:
+    (run.folder / "old.toml").write_text(TINY_RECIPE.partition("[train]")[0])
+    if not (run.folder / "images").exists():
+        write_dataset(run.folder / "images", train=2)
+    if "cuda" in args and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    done = Hwnas(run.folder)("train", *args, env=run.env)
+    assert done.code == code
+    assert says in done.error
 
 
 def test_a_budget_that_nothing_meets_is_refused_at_once(run: Run, measured: Any) -> None:

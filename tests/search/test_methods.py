@@ -9,7 +9,7 @@ import pytest
 
 from hwnas.costs import macs_cost
 from hwnas.errors import HwnasError
-from hwnas.search.evolution import Evolution, evolve
+from hwnas.search.evolution import Evolution, evolve, lead_back
 from hwnas.search.feasible import FeasibleSampler
 from hwnas.search.random_search import random_search
 from hwnas.search.result import Generation, SearchResult
@@ -129,3 +129,19 @@ def test_evolution_beats_random_search_where_choices_matter() -> None:
 def test_impossible_settings(broken: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="impossible settings"):
         Evolution(**broken)  # type: ignore[arg-type]
+
+
+def test_children_are_led_back_by_as_few_genes_of_their_home_as_it_takes() -> None:
+    sampler = FeasibleSampler([MACS], [4e6], min_use=0.9)
+    rng = np.random.default_rng(3)
+    homes = sampler.sample(200, rng)
+    children = rng.integers([len(choices) for choices in SPACE.slots], size=homes.shape)
+    led = lead_back(sampler, children, homes, rng)
+    meets = sampler.admissible(children)
+    assert 0 < meets.sum() < 200
+    assert (led[meets] == children[meets]).all()
+    assert sampler.admissible(led).all()
+    assert ((led == children) | (led == homes)).all()
+    changed = (led != children).sum(axis=1)[~meets]
+    assert changed.min() >= 1
+    assert (changed < (homes != children).sum(axis=1)[~meets]).any()  # not simply the home

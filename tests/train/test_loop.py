@@ -12,31 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_training import SPACE, batches, phase, supernet
 
 from hwnas.errors import HwnasError
 from hwnas.progress import NullProgress
-from hwnas.spaces import get_space
 from hwnas.train.checkpoint import CheckpointStore, read_tensors
-from hwnas.train.data import Images, Normalisation
-from hwnas.train.loop import Batches, MetricsLog, learning_rate, make_optimizer, sampled_path, train_supernet
-from hwnas.train.recipe import Phase
-
-SPACE = get_space("proxyless-tiny", num_classes=3)
-
-
-def phase(**changes: object) -> Phase:
-    fields = {"steps": 20, "batch_size": 4, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.1, "warmup_steps": 4}
-    return Phase.model_validate({**fields, "crop_padding": 1, **changes})
-
-
-def batches(recipe: Phase, seed: int = 0) -> Batches:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (30, 3, 28, 28), generator=generator, dtype=torch.uint8)
-    return Batches(Images(images, torch.arange(30) % 3), Normalisation.of(images), recipe, seed, "supernet")
-
-
-def supernet() -> torch.nn.Module:
-    return SPACE.supernet(generator=torch.Generator().manual_seed(0))
+from hwnas.train.loop import MetricsLog, learning_rate, make_optimizer, train_supernet
+from hwnas.train.paths import uniform_paths
 
 
 def test_batches_are_functions_of_their_step() -> None:
@@ -57,8 +39,8 @@ def test_an_epoch_shows_every_image_at_most_once() -> None:
 
 
 def test_paths_are_uniform_and_depend_on_seed_and_step_only() -> None:
-    paths = [sampled_path(SPACE, 0, step) for step in range(2000)]
-    assert paths[:5] == [sampled_path(SPACE, 0, step) for step in range(5)]
+    paths = [uniform_paths(SPACE, 0)(step) for step in range(2000)]
+    assert paths[:5] == [uniform_paths(SPACE, 0)(step) for step in range(5)]
     for slot, choices in enumerate(SPACE.slots):
         for gene in range(len(choices)):
             share = sum(path[slot] == gene for path in paths) / 2000
@@ -112,9 +94,31 @@ def test_learning_rates() -> None:
 
 def test_a_loss_that_is_no_number_is_said_and_never_saved(tmp_path: Path) -> None:
     source = batches(phase(lr=1e30, warmup_steps=0, optimizer="sgd"))
-    with pytest.raises(HwnasError, match=r"the loss became (nan|inf) at step 10"):
+    with pytest.raises(HwnasError, match=r"the loss became (nan|inf) at step [23] .*there is no checkpoint yet"):
         train_supernet(supernet(), source, progress=NullProgress(), store=CheckpointStore(tmp_path, "supernet"))
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
+    """The last loss is a number; the update after it makes infinite weights."""
+    source = batches(phase(lr=1e38, weight_decay=1e3, warmup_steps=0, optimizer="sgd", steps=1))
+    with pytest.raises(HwnasError, match="a weight is not a number after step 1"):
+        train_supernet(supernet(), source, progress=NullProgress(), store=CheckpointStore(tmp_path, "supernet"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_training_that_breaks_later_keeps_its_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hwnas.train.loop.CHECKPOINT_INTERVAL_S", 0.0)
+    store, net = CheckpointStore(tmp_path, "supernet"), supernet()
+    recipe = phase(steps=40, optimizer="sgd", warmup_steps=0)
+    train_supernet(net, batches(recipe), progress=NullProgress(), store=store, stop_after=20)
+    good = store.paths()[0].read_bytes()
+    broken = batches(recipe.model_copy(update={"lr": 1e38}))
+    with pytest.raises(HwnasError, match=r"at step 2[0-9] .*the checkpoint of step 20 is kept"):
+        train_supernet(supernet(), broken, progress=NullProgress(), store=store)
+    assert store.paths()[0].read_bytes() == good
 
 
 def test_a_torn_last_row_is_not_joined_to_the_next(tmp_path: Path) -> None:
@@ -134,7 +138,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from hwnas.train import loop
-from test_loop import SPACE, batches, phase, supernet
+from tiny_training import batches, phase, supernet
 loop.CHECKPOINT_INTERVAL_S = 0.0
 out = Path(sys.argv[1])
 from hwnas.progress import NullProgress
@@ -145,7 +149,7 @@ loop.train_supernet(supernet(), batches(phase(steps=60)), progress=NullProgress(
 
 
 def start(out: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     return subprocess.Popen([sys.executable, "-c", SCRIPT, str(out)], env=environment)
 
 

@@ -43,3 +43,18 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
         load_recipe(path)
     with pytest.raises(UsageError, match="default, paper, quickstart"):
         load_recipe("fast")
+
+
+def test_the_papers_retraining() -> None:
+    train = load_recipe("paper").train
+    assert train is not None
+    assert (train.optimizer, train.lr, train.schedule) == ("sgd", 0.5, "linear")
+    assert (train.batch_size, train.steps, train.weight_decay) == (1024, 300_000, 4e-5)
+    assert (train.label_smoothing, train.jitter, train.crop_scale) == (0.1, 0.4, 0.08)
+
+
+def test_what_weights_depend_on_has_newer_keys_only_where_they_matter() -> None:
+    plain, jittered = load_recipe("default").supernet, load_recipe("paper").supernet
+    assert "jitter" not in plain.identity()
+    assert jittered.identity()["jitter"] == 0.4
+    assert plain.identity()["lr"] == plain.lr

@@ -1,0 +1,73 @@
+"""`search` by two processes of torchrun: as by one, and an error of one is said once."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+
+import pytest
+from command import Finished, Hwnas
+from tiny_fashion import TINY_RECIPE, write_fashion_mnist
+
+
+def torchrun(hwnas: Hwnas, *args: str, second: str = "") -> Finished:
+    """Two processes; `second` is shell code that only the second one runs before it."""
+    script = hwnas.folder / "start.sh"
+    before = f'if [ "$RANK" = 1 ]; then {second}; fi\n' if second else ""
+    script.write_text(f'#!/bin/sh\n{before}exec {shlex.quote(hwnas.argv()[0])} "$@"\n')
+    script.chmod(0o755)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    env = hwnas.environment({"HWNAS_FASHION_MNIST": str(hwnas.folder / "fashion"), "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [*start, str(script), *args], cwd=hwnas.folder, env=env, capture_output=True, text=True, timeout=300
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Hwnas:
+    folder = tmp_path_factory.mktemp("torchrun")
+    (folder / "tiny.toml").write_text(TINY_RECIPE)
+    write_fashion_mnist(folder / "fashion")
+    return Hwnas(folder)
+
+
+SEARCH = ("search", "--macs", "60%", "--population", "2", "--generations", "1", "--recipe", "tiny.toml", "--json")
+
+
+@pytest.mark.slow
+def test_two_processes_search_and_say_it_once(ready: Hwnas) -> None:
+    done = torchrun(ready, *SEARCH, "--out", "run")
+    assert done.code == 0, done.stderr
+    results = done.document["results"]
+    assert [result["net"] for result in results] == ["macs-60pct"]
+    assert all(result["macs"] <= result["budgets"][0]["limit"] for result in results)
+    assert done.stderr.count("expected duration") == 1
+    assert not list((ready.folder / "run" / "checkpoints").glob("finetune*"))
+    trained = torchrun(ready, "train", "run/nets/macs-60pct", "--json")
+    assert trained.code == 0, trained.stderr
+    (net,) = trained.document["results"]
+    assert (net["net"], net["steps"], net["processes"]) == ("macs-60pct", 4, 2)
+
+
+@pytest.mark.slow
+def test_an_error_of_the_second_process_is_one_line_of_the_first(ready: Hwnas) -> None:
+    done = torchrun(ready, *SEARCH, "--out", "broken", second="export HWNAS_FASHION_MNIST=/nowhere")
+    assert done.code != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("hwnas: error: ")]
+    assert len(lines) == 1, done.stderr
+    assert "rank 1: /nowhere has no" in lines[0]
+
+
+def test_other_commands_are_not_for_several_processes(hwnas: Hwnas) -> None:
+    several = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0"}
+    done = hwnas("devices", env=several)
+    assert done.code == 2
+    assert "without torchrun" in done.error
+    assert hwnas("devices", env={**several, "RANK": "1"}).stderr == ""
+    write_fashion_mnist(hwnas.folder / "fashion")
+    images = {"HWNAS_FASHION_MNIST": str(hwnas.folder / "fashion")}
+    done = hwnas("search", "--method", "atomnas", "--macs", "50%", env={**several, **images})
+    assert done.code == 2
+    assert "atomnas is for one process" in done.error
