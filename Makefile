@@ -16,6 +16,9 @@ BUDGET := 60%
 # Where the published tables lie that lut/ is made from (lut/README.md says where they come from).
 V100 := ../shared/data
 
+# Types of TensorRT, from the module that is installed: its wheels have none, and those of PyPI's tensorrt-stubs are broken.
+STUBS := build/stubs/tensorrt_rtx/__init__.pyi
+
 .PHONY: help quickstart test lint bench clean dataset shipped-tables
 
 help:
@@ -57,7 +60,13 @@ quickstart: $(READY) dataset
 	$(BIN)/hwnas search --method spos --space proxyless-tiny --data fashion-mnist --device cpu --latency $(BUDGET) --recipe quickstart --out $(RUN)
 	$(BIN)/hwnas verify $(RUN) --device cpu
 
-lint: $(READY)
+$(STUBS): $(READY)
+	@if $(BIN)/python -c 'import tensorrt_rtx' 2>/dev/null; then \
+		$(BIN)/stubgen --quiet -p tensorrt_rtx -p tensorrt_rtx_bindings -o build/stubs; \
+		sed -i -E '/= \.\.\., [a-z_]+: [^=(),]*\) ->/d' build/stubs/tensorrt_rtx_bindings/tensorrt_rtx.pyi; \
+	else echo "tensorrt-rtx is not installed here: what is used of TensorRT is not type-checked"; fi
+
+lint: $(READY) $(STUBS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

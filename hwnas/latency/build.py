@@ -209,6 +209,11 @@ def measure_again(
     return _measure(profile, path, lambda _, __: Plan(tuple(ops), covers, networks), progress, (), least_s)
 
 
+def cache_folder(path: Path) -> Path:
+    """Where a runtime keeps what it builds for the table at `path`: beside it."""
+    return path.with_name(f"{path.name}.cache")
+
+
 def _measure(
     profile: DeviceProfile,
     path: Path,
@@ -220,7 +225,7 @@ def _measure(
     started = time.monotonic()
     with (
         device_lock(profile.device, progress),
-        MeasuringProcess(profile) as process,
+        MeasuringProcess(profile, cache=cache_folder(path)) as process,
         LatencyTable.open_or_create(path, profile, process.describe) as table,
     ):
         lower = lowering(process.describe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hwnas.latency.lowering import Step
 from hwnas.measure.onnx_models import node_prefix
 from hwnas.measure.runtimes.base import KernelTime
+from hwnas.measure.runtimes.tensorrt_layers import TERMS
 from hwnas.ops import Op
 
 CONVERSIONS = {"ReorderInput": "to_blocked", "ReorderOutput": "to_plain"}
@@ -30,12 +31,14 @@ class Timed:
     Attributes:
         samples_ms: for each operator's key the durations in each run, the mean over its occurrences in the network.
         total_ms: in each run, of all kernels.
+        terms_ms: what a run takes that is no operator's, in each run, by kind (`tensorrt_layers.TERMS`).
         unexpected: what the runtime runs otherwise than lowering assumes, for people; empty where it all fits.
     """
 
     samples_ms: dict[str, NDArray[np.float64]]
     total_ms: NDArray[np.float64]
     unexpected: tuple[str, ...] = ()
+    terms_ms: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
@@ -47,9 +50,12 @@ def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
     found: dict[str, list[NDArray[np.float64]]] = {}
     unexpected: list[str] = []
     own: dict[str, list[KernelTime]] = {}
+    terms: dict[str, list[NDArray[np.float64]]] = {}
     converted: Counter[str] = Counter()
     for time in times:
-        if time.kind in CONVERSIONS:
+        if time.kind in TERMS:  # no operator's: launches, and conversions that belong to none
+            terms.setdefault(time.kind, []).append(np.asarray(time.samples_ms))
+        elif time.kind in CONVERSIONS:
             shape = time.input_shape if time.kind == "ReorderInput" else time.output_shape
             key = Op.conversion(shape, blocked=time.kind == "ReorderInput").key
             converted[key] += 1
@@ -74,7 +80,8 @@ def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
             found.pop(key, None)
     total = np.sum([time.samples_ms for time in times], axis=0)
     means = {key: np.maximum(np.mean(samples, axis=0), SHORTEST_MS) for key, samples in found.items()}
-    return Timed(means, total, tuple(unexpected))
+    summed = {kind: np.sum(samples, axis=0) for kind, samples in terms.items()}
+    return Timed(means, total, tuple(unexpected), summed)
 
 
 def _parted(nodes: Sequence[KernelTime], count: int) -> list[list[KernelTime]]:

@@ -75,13 +75,20 @@ class MeasuringProcess:
     Args:
         profile: says which runtime with which options.
         memory_limit_bytes: sessions are kept loaded up to this sum; the longest unused go first.
+        cache: folder where a runtime keeps what it builds; None is nowhere.
         command: how the child is started; for tests and, later, the far end of an ssh pipe.
     """
 
     def __init__(
-        self, profile: DeviceProfile, *, memory_limit_bytes: int | None = None, command: tuple[str, ...] = WORKER
+        self,
+        profile: DeviceProfile,
+        *,
+        memory_limit_bytes: int | None = None,
+        command: tuple[str, ...] = WORKER,
+        cache: Path | None = None,
     ) -> None:
         self.profile = profile
+        self.cache = cache
         self.memory_limit_bytes = memory_limit_bytes or _half_of_free_memory()
         self.describe: dict[str, Any] = {}
         self._command = command
@@ -91,6 +98,8 @@ class MeasuringProcess:
         self._loaded: OrderedDict[str, tuple[int, int]] = OrderedDict()  # name -> (repeats, memory), oldest use first
 
     def __enter__(self) -> Self:
+        if self.profile.retired:
+            raise RuntimeMissing(self.profile.retired)
         try:
             self._start()
         except MeasurementError as error:
@@ -224,7 +233,9 @@ class MeasuringProcess:
             fcntl.fcntl(self._child.stdin.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._buffer = b""
         self._loaded.clear()
-        options = {"threads": self.profile.thread_count}
+        options = self.profile.runtime_options()
+        if self.cache is not None:
+            options["cache"] = str(self.cache)
         request = {"do": "open", "runtime": self.profile.runtime, "options": options}
         describe = self._ask(request, START_TIMEOUT_S).get("describe")
         if not isinstance(describe, dict):

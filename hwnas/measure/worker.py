@@ -64,7 +64,7 @@ class Worker:
         try:
             self.runtime = RUNTIMES[name](request["options"])
         except ImportError as error:
-            return {"ok": False, "error": f"{name} cannot be imported here ({error})", "fix": INSTALL[name]}
+            return {"ok": False, "error": f"{name} cannot be {_used(error)} here ({error})", "fix": INSTALL[name]}
         return {"describe": self.runtime.describe()}
 
     def do_load(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -96,6 +96,13 @@ class Worker:
         self.sessions.pop(request["name"], None)
         self.clocks.pop(request["name"], None)
         return {}
+
+
+def _used(error: ImportError) -> str:
+    """What failed: a module, or the hardware that it needs."""
+    from hwnas.measure.runtimes.cuda import NoGpu
+
+    return "used" if isinstance(error, NoGpu) else "imported"
 
 
 def serve(requests: IO[bytes], answers: IO[str]) -> None:

@@ -16,9 +16,11 @@ import pytest
 from onnx import TensorProto, helper
 from quick import tiny_network
 
+from hwnas.devices import GPU_RUNTIMES
 from hwnas.measure.onnx_models import network_to_onnx, op_to_onnx
 from hwnas.measure.runtimes import INSTALL, RUNTIMES
 from hwnas.measure.runtimes.base import Runtime
+from hwnas.measure.runtimes.cuda import driver_is_here
 from hwnas.network import Network
 from hwnas.ops import Op
 from hwnas.spaces import get_space
@@ -42,9 +44,16 @@ def needed(name: str) -> None:
     """Skips the test where the runtime, which is named as its package, is not installed."""
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed here: {INSTALL[name]}")
+    if name in GPU_RUNTIMES and not driver_is_here():
+        pytest.skip(f"{name} needs an NVIDIA GPU and its driver, which are not here")
 
 
-@pytest.fixture(params=RUNTIMES)
+def parameters() -> list[object]:
+    """Every runtime; those that need a GPU bear the mark `gpu`."""
+    return [pytest.param(name, marks=pytest.mark.gpu) if name in GPU_RUNTIMES else name for name in RUNTIMES]
+
+
+@pytest.fixture(params=parameters())
 def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
     """Each runtime with one thread."""
     needed(request.param)
@@ -146,14 +155,15 @@ def test_a_batch_that_a_file_leaves_open_is_one_image(runtime: Runtime) -> None:
 
 def test_runtimes_compute_the_same() -> None:
     """What is searched for one runtime can be deployed on another."""
-    for name in RUNTIMES:
+    here = [name for name in RUNTIMES if name not in GPU_RUNTIMES or driver_is_here()]
+    for name in here:
         needed(name)
     space = get_space("proxyless-tiny")
     rng = np.random.default_rng(5)
     for network in (tiny_network(), space.network(space.sample(rng)), zoo_network("mobilenet-v2")):
         model = network_to_onnx(network)
         image = rng.standard_normal((1, *network.input_shape)).astype(np.float32)
-        first, *others = [open_({"threads": 1}).load_network(model).run(image) for open_ in RUNTIMES.values()]
+        first, *others = [RUNTIMES[name]({"threads": 1}).load_network(model).run(image) for name in here]
         for other in others:
             assert np.abs(other - first).max() <= 1e-3 * np.abs(first).max()
 
@@ -162,7 +172,7 @@ def test_every_runtime_says_how_it_is_installed() -> None:
     assert set(INSTALL) == set(RUNTIMES)
 
 
-@pytest.mark.parametrize("name", RUNTIMES)
+@pytest.mark.parametrize("name", [name for name in RUNTIMES if name not in GPU_RUNTIMES])
 def test_threads_are_those_that_were_asked_for(name: str) -> None:
     """Counted by the operating system, each in a process of its own: more threads are so many more than one."""
     needed(name)

@@ -20,8 +20,30 @@ def _openvino(options: dict[str, Any]) -> Runtime:
     return OpenVino(threads=int(options["threads"]))
 
 
-RUNTIMES: dict[str, Callable[[dict[str, Any]], Runtime]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
+def _tensorrt(options: dict[str, Any]) -> Runtime:
+    from hwnas.measure.runtimes.tensorrt import open_tensorrt
+
+    return open_tensorrt("tensorrt", options)
+
+
+def _tensorrt_rtx(options: dict[str, Any]) -> Runtime:
+    from hwnas.measure.runtimes.tensorrt import open_tensorrt
+
+    return open_tensorrt("tensorrt_rtx", options)
+
+
+RUNTIMES: dict[str, Callable[[dict[str, Any]], Runtime]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+    "tensorrt": _tensorrt,
+    "tensorrt_rtx": _tensorrt_rtx,
+}
 """Name in a profile -> what opens it in the measuring process."""
 
-INSTALL = {"onnxruntime": "pip install --force-reinstall onnxruntime", "openvino": "pip install 'hwnas[openvino]'"}
+INSTALL = {
+    "onnxruntime": "pip install --force-reinstall onnxruntime",
+    "openvino": "pip install 'hwnas[openvino]'",
+    "tensorrt": "pip install 'hwnas[tensorrt]'",
+    "tensorrt_rtx": "pip install 'hwnas[tensorrt-rtx]'",
+}
 """Name in a profile -> the command that mends a runtime which cannot be imported."""
