@@ -62,7 +62,7 @@ quickstart: $(READY) dataset
 
 $(STUBS): $(READY)
 	@if $(BIN)/python -c 'import tensorrt_rtx' 2>/dev/null; then \
-		$(BIN)/stubgen --quiet -p tensorrt_rtx -p tensorrt_rtx_bindings -o build/stubs; \
+		$(BIN)/python -c 'from mypy.stubgen import main; main()' --quiet -p tensorrt_rtx -p tensorrt_rtx_bindings -o build/stubs; \
 		sed -i -E '/= \.\.\., [a-z_]+: [^=(),]*\) ->/d' build/stubs/tensorrt_rtx_bindings/tensorrt_rtx.pyi; \
 	else echo "tensorrt-rtx is not installed here: what is used of TensorRT is not type-checked"; fi
 

@@ -15,6 +15,7 @@ from .terminal import Terminal
 
 if TYPE_CHECKING:
     from hwnas.devices import DeviceProfile
+    from hwnas.network import Network
     from hwnas.spaces import Space
 
 DEVICE = "cpu"
@@ -169,3 +170,35 @@ def table_profile(path: Path) -> DeviceProfile:
             raise HwnasError(
                 f"{path} was made by another hwnas, with a profile unknown to this one: profile anew, to another --lut"
             ) from None
+
+
+MOST_PIXELS = 320
+"""Networks of larger images take long, and tell no more of how far a sum of operators is off."""
+
+
+def calibration_spaces(terminal: Terminal, networks: Mapping[str, Network], path: Path) -> list[Space]:
+    """Spaces whose networks tell how far predictions of `networks` are off, where the table at `path` cannot yet.
+
+    One for each image size: a calibration is of one input shape (`hwnas.latency.model`).
+    """
+    from hwnas.latency.model import MIN_GROUP
+    from hwnas.latency.table import LatencyTable
+    from hwnas.spaces import SPACES as FAMILIES
+    from hwnas.spaces import get_space
+
+    shapes = []
+    if path.exists():
+        with LatencyTable.open(path) as table:
+            shapes = [network.input_shape for network in table.networks()]
+    found: dict[tuple[str, int], Space] = {}
+    for shape in dict.fromkeys(network.input_shape for network in networks.values()):
+        if shapes.count(shape) >= MIN_GROUP or len(shape) != 3:
+            continue
+        size = min(MOST_PIXELS, max(shape[1:]))
+        names = [name for name in ("proxyless", "proxyless-tiny") if FAMILIES[name].image_sizes[0] <= size]
+        if names:
+            found[names[0], size] = get_space(names[0], image_size=size)
+    if found:
+        sizes = " and ".join(f"{name} at {size} pixels" for name, size in found)
+        terminal.default("--space", f"{sizes}, to calibrate on ('none' leaves it out)")
+    return list(found.values())

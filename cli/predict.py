@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .choices import chosen_table, device_profile, named_table, table_path, table_profile
+from .choices import calibration_spaces, chosen_table, device_profile, named_table, table_path, table_profile
 from .options import Command, common, file_path, option
 from .terminal import Terminal, count, milliseconds
 
@@ -92,8 +92,10 @@ def _measured(terminal: Terminal, loaded: LoadedModel, lut: Path | None, device:
     terminal.kept = f"every finished measurement is in {path}"
     if path.exists():
         measure_missing(profile, path, loaded.network, terminal.progress())
-    else:  # a new table also gets the network itself, to calibrate on
-        build_table(profile, path, models={loaded.name: loaded.network}, progress=terminal.progress())
+    else:  # a new table also gets networks to calibrate on, this one among them
+        models = {loaded.name: loaded.network}
+        spaces = calibration_spaces(terminal, models, path)
+        build_table(profile, path, spaces=spaces, models=models, progress=terminal.progress())
     return path
 
 

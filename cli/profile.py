@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .choices import SPACE_NAMES, device_options, device_profile, table_path
+from .choices import SPACE_NAMES, calibration_spaces, device_options, device_profile, table_path
 from .options import Command, common, file_path, fraction, option
 from .terminal import Terminal, count
 
@@ -21,7 +21,7 @@ SPACES = ("proxyless", "proxyless-tiny")
 
 @click.command("profile", cls=Command)
 @device_options
-@option("--space", multiple=True, metavar="SPACE", help=f"Cover this space; may be repeated: {SPACE_NAMES}.")
+@option("--space", multiple=True, metavar="SPACE", help=f"Cover this space; may be repeated: {SPACE_NAMES}; none.")
 @option("--model", multiple=True, metavar="MODEL", help="Cover FILE.onnx, zoo:NAME, torchvision:NAME; may be repeated.")
 @option("--image-size", type=click.IntRange(1), help="Pixels of the spaces' images  [default: each space's own]")
 @option("--num-classes", type=click.IntRange(1), help="Classes of the spaces  [default: each space's own]")
@@ -52,18 +52,27 @@ def command(
       hwnas profile --device cpu
       hwnas profile --device cpu --space proxyless --threads 1 --lut p.lut
       hwnas profile --model net.onnx --batch 8
+      hwnas profile --model net.onnx --space none
+
+    Models alone would say little of how far a prediction is off: without --space, the ProxylessNAS space of the
+    models' image size is measured with them, and its networks are calibrated on. '--space none' leaves it out.
     """
 
+    from hwnas.errors import UsageError
     from hwnas.latency.build import build_table
     from hwnas.spaces import get_space
 
     profile = device_profile(terminal, device, batch, precision, runtime, threads, target_error)
+    if "none" in space and (len(space) > 1 or not model):
+        raise UsageError("'--space none' leaves out every space: give it alone, with a --model")
     if not space and not model:
         space = SPACES
         terminal.default("--space", " and ".join(SPACES))
-    spaces = [get_space(name, image_size=image_size, num_classes=num_classes) for name in space]
+    spaces = [get_space(name, image_size=image_size, num_classes=num_classes) for name in space if name != "none"]
     models = _networks(model)
     path = table_path(terminal, lut, profile)
+    if models and not space:
+        spaces = calibration_spaces(terminal, models, path)
     terminal.kept = f"every finished measurement is in {path}"
     report = build_table(profile, path, spaces=spaces, models=models, progress=terminal.progress())
     document = _document(report, path)

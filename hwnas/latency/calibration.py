@@ -32,7 +32,7 @@ run on another day. A hundred found nets were off by so much (`benchmarks/budget
 FEW_FOR_SHAPE = 12
 """Fewer networks cannot tell whether small ones are predicted worse than large ones."""
 
-NOISE_WEIGHT = 40
+NOISE_WEIGHT = 20
 """Networks' worth of belief that a prediction is off by about as much as measurements are: thirty networks alone say
 how much it is only to within a quarter."""
 

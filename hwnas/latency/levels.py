@@ -149,26 +149,29 @@ class Levels:
         """Latencies of a role's entries by name, at the level of the first session when it was quiet."""
         return {name: self._level(places) for (kind, name), places in self._of.items() if kind == role}
 
-    def kernels(self, timed: Iterable[tuple[str, int, Samples]]) -> dict[str, Estimate]:
+    def kernels(self, timed: Iterable[tuple[str, int, int, Samples]]) -> dict[str, Estimate]:
         """Latencies of operators that were timed inside networks.
 
         Args:
-            timed: key of the operator, number of the network's visit, durations in its runs. What was timed in the
-                network `OVERHEAD` alone tells what timing costs, and nothing of the operator.
+            timed: key of the operator, number of the network's visit, kernels that the operator is run as, durations
+                in its runs. What was timed in the network `OVERHEAD` alone tells what timing one kernel costs, and
+                nothing of the operator.
         """
         owner = {visit.number: visit.entry for visit in self._visits}
         found: dict[str, dict[tuple[str, str], list[float]]] = {}
         counts: dict[str, int] = {}
-        for key, number, samples in timed:
+        parts: dict[str, int] = {}
+        for key, number, launches, samples in timed:
             if number in owner:
                 fastest = np.sort(samples)[: max(1, round(KEPT * len(samples)))]
                 value = float(fastest.mean()) * self._factor[number]
                 found.setdefault(key, {}).setdefault(owner[number], []).append(value)
                 counts[key] = counts.get(key, 0) + len(samples)
+                parts[key] = launches
         nothing = [value for by in found.values() for value in by.get(("cover", OVERHEAD), ())]
         overhead = float(np.median(nothing)) if nothing else 0.0
         return {
-            key: _over_networks(list(by.values()), counts[key], overhead)
+            key: _over_networks(list(by.values()), counts[key], parts[key] * overhead)
             for key, by in found.items()
             if by.keys() != {("cover", OVERHEAD)}
         }

@@ -408,14 +408,15 @@ class LatencyTable:
             raise HwnasError(trust.damaged(self.path))
         return tuple(shape)
 
-    def _timed_inside(self) -> Iterator[tuple[str, int, NDArray[np.float64]]]:
-        """Operators inside networks: key, visit of the network, durations."""
+    def _timed_inside(self) -> Iterator[tuple[str, int, int, NDArray[np.float64]]]:
+        """Operators inside networks: key, visit of the network, kernels that it is run as, durations."""
         if self._format < 3:
             return
-        query = """SELECT name, place, samples_ms FROM visits JOIN entries ON entry = entries.id
+        query = """SELECT name, place, repeats, samples_ms FROM visits JOIN entries ON entry = entries.id
                    WHERE role = 'operator' AND place IS NOT NULL ORDER BY visits.id"""
-        for name, place, blob in self._select(query):
-            yield name, place, trust.samples(self.path, blob)
+        for name, place, launches, blob in self._select(query):
+            trust.samples(self.path, blob, launches)  # refuses an impossible count too
+            yield name, place, launches, trust.samples(self.path, blob)
 
     def _alone(self) -> dict[str, Estimate]:
         """Operators that were timed alone, less what an empty run costs."""
@@ -553,6 +554,7 @@ class LatencyTable:
         number: int,
         totals_ms: Sequence[float],
         kernels: Mapping[str, NDArray[np.float64]],
+        launches: Mapping[str, int] | None = None,
     ) -> None:
         """Stores one visit of the network `name` (role ``cover``) with what each operator took inside it, all or none.
 
@@ -560,6 +562,7 @@ class LatencyTable:
             session, number: of the visit.
             totals_ms: of all kernels, in each run.
             kernels: by operator key, the durations in each run.
+            launches: by operator key, as how many kernels it is run, each of which costs timing; None is 1.
         """
         with self._writing() as db:
             db.execute("BEGIN")
@@ -570,7 +573,8 @@ class LatencyTable:
                     db.execute(
                         "INSERT OR IGNORE INTO entries (role, name, content) VALUES ('operator', ?, '{}')", (key,)
                     )
-                    self._insert_visit(db, session, "operator", key, number, 1, samples, place)
+                    count = (launches or {}).get(key, 1)
+                    self._insert_visit(db, session, "operator", key, number, count, samples, place)
             except BaseException:
                 db.execute("ROLLBACK")
                 raise

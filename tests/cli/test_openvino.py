@@ -71,7 +71,7 @@ def test_devices_shows_both(hwnas: Hwnas) -> None:
 def test_profile_and_predict(hwnas: Hwnas) -> None:
     (hwnas.folder / "p.toml").write_text(QUICK.format(runtime="openvino"))
     (hwnas.folder / "net.onnx").write_bytes(network_to_onnx(tiny_network(size=32)))
-    made = hwnas("profile", "--device", "p.toml", "--model", "net.onnx", "--json").document
+    made = hwnas("profile", "--device", "p.toml", "--model", "net.onnx", "--space", "none", "--json").document
     assert made["runtime"].startswith("openvino 20")
     assert (made["measured"], made["failed"]) == (3, 0)
     assert hwnas("predict", "net.onnx", "--device", "p.toml", "--json").document["latency_ms"] > 0
@@ -82,9 +82,9 @@ def test_tables_of_two_runtimes_are_never_mixed(hwnas: Hwnas) -> None:
     for runtime in ("openvino", "onnxruntime"):
         (hwnas.folder / f"{runtime}.toml").write_text(QUICK.format(runtime=runtime))
     (hwnas.folder / "net.onnx").write_bytes(network_to_onnx(tiny_network()))
-    profiled = hwnas("profile", "--device", "openvino.toml", "--model", "net.onnx", "--lut", "o.lut")
+    profiled = hwnas("profile", "--device", "openvino.toml", "--model", "net.onnx", "--space", "none", "--lut", "o.lut")
     assert profiled.code == 0, profiled.stderr
-    for command in ("profile --model net.onnx", "verify net.onnx", "predict net.onnx"):
+    for command in ("profile --model net.onnx --space none", "verify net.onnx", "predict net.onnx"):
         refused = hwnas(*command.split(), "--device", "onnxruntime.toml", "--lut", "o.lut")
         assert refused.code == 1
         assert "openvino" in refused.error
@@ -101,7 +101,8 @@ def test_tables_of_two_runtimes_are_never_mixed(hwnas: Hwnas) -> None:
 def test_the_runtime_option_and_verify(hwnas: Hwnas) -> None:
     (hwnas.folder / "p.toml").write_text(QUICK.format(runtime="onnxruntime"))
     (hwnas.folder / "net.onnx").write_bytes(network_to_onnx(tiny_network()))
-    done = hwnas("profile", "--device", "p.toml", "--runtime", "openvino", "--model", "net.onnx", "--json")
+    alone = ("--model", "net.onnx", "--space", "none")
+    done = hwnas("profile", "--device", "p.toml", "--runtime", "openvino", *alone, "--json")
     assert done.document["lut"] == "tables/quick-openvino-openvino-fp32-b1-t1.lut"
     # a budget that is clear at once keeps the measuring short
     verifying = ["verify", "net.onnx", "--device", "p.toml", "--runtime", "openvino", "--latency", "1s", "--json"]

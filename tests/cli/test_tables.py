@@ -16,9 +16,12 @@ from typing import Any
 import onnx
 import pytest
 from command import Finished, Hwnas
+from quick import tiny_network
 
 from hwnas.devices import find_profile
+from hwnas.latency.model import MIN_GROUP
 from hwnas.measure.hardware import cpu_name
+from hwnas.measure.onnx_models import network_to_onnx
 
 CPU_MODEL = {"device", "runtime", "precision", "batch_size", "threads"}
 
@@ -209,10 +212,24 @@ def test_a_table_with_a_profile_of_another_hwnas_is_one_line(hwnas: Hwnas, measu
 
 
 def test_one_calibration_network_is_enough_for_people(hwnas: Hwnas, measured: Any) -> None:
-    done = hwnas("profile", "--device", measured.profile, "--model", "zoo:mobilenet-v2", "--lut", "one.lut")
+    alone = ("--model", "zoo:mobilenet-v2", "--space", "none")
+    done = hwnas("profile", "--device", measured.profile, *alone, "--lut", "one.lut")
     assert done.code == 0, done.stderr
     assert "1 network, each predicted without itself" in done.stdout
     assert "Kendall" not in done.stdout
+
+
+def test_a_model_alone_is_measured_with_networks_to_calibrate_on(hwnas: Hwnas, measured: Any) -> None:
+    (hwnas.folder / "net.onnx").write_bytes(network_to_onnx(tiny_network(size=32)))
+    profile = ("profile", "--device", measured.profile, "--model", "net.onnx", "--lut", "t.lut", "--json")
+    done = hwnas(*profile)
+    assert "proxyless-tiny at 32 pixels, to calibrate on" in done.stderr
+    assert done.document["calibration"]["networks"] > MIN_GROUP
+    again = hwnas(*profile)
+    assert "to calibrate on" not in again.stderr
+    assert again.document["measured"] == 0
+    assert hwnas("predict", "net.onnx", "--lut", "t.lut", "--json").document["coverage"] == 1
+    assert hwnas("profile", "--device", measured.profile, "--space", "none").code == 2
 
 
 def test_networks_that_failed_are_named(hwnas: Hwnas, measured: Any) -> None:
@@ -412,7 +429,8 @@ def test_an_absurd_network_is_a_failure_in_little_memory(hwnas: Hwnas, measured:
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "absurd", [value], [other])
     model = onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 20)])
     onnx.save(model, hwnas.folder / "absurd.onnx")
-    args = hwnas.argv("profile", "--device", measured.profile, "--model", "absurd.onnx", "--lut", "t.lut", "--json")
+    alone = ("--model", "absurd.onnx", "--space", "none")
+    args = hwnas.argv("profile", "--device", measured.profile, *alone, "--lut", "t.lut", "--json")
     done = subprocess.run(
         ["bash", "-c", 'ulimit -v 16000000; exec "$@"', "-", *args],
         cwd=hwnas.folder, env=hwnas.environment(), capture_output=True, text=True,

@@ -94,3 +94,5 @@ def test_every_kernel_is_found_in_the_profile_conversions_with_their_shapes(name
     assert timed.unexpected == ()
     assert set(timed.samples_ms) == {op.key for op in Blocked(block())(net)}
     assert all((samples > 0).all() for samples in timed.samples_ms.values())
+    shuffles = {op.key for op in net.ops if op.kind == "shuffle"}
+    assert {timed.launches[key] for key in timed.launches.keys() & shuffles} <= {3}  # reshape, transpose, reshape

@@ -80,8 +80,12 @@ def test_kernels_are_corrected_as_their_network_is_and_timing_costs_are_taken_of
             made.append(NetworkVisit(number, ("cover", name), 1, NETWORK, np.array([(1.0 + net) * slow])))
             factor[number] = slow
             value = 0.01 if net == 6 else 0.01 + 0.5
-            timed.append(("nothing" if net == 6 else "kernel", number, np.array([value * slow] * 4)))
-    found = Levels(made).kernels([*timed, ("lost", 10**6, np.array([1.0]))])
-    assert set(found) == {"kernel"}  # what is in no network that is known, and what only tells the cost, is nothing
+            timed.append(("nothing" if net == 6 else "kernel", number, 1, np.array([value * slow] * 4)))
+            if net < 6:  # three kernels, each of which was timed
+                timed.append(("shuffle", number, 3, np.array([(0.03 + 0.2) * slow] * 4)))
+    found = Levels(made).kernels([*timed, ("lost", 10**6, 1, np.array([1.0]))])
+    # what is in no network that is known, and what only tells the cost, is nothing
+    assert set(found) == {"kernel", "shuffle"}
     assert found["kernel"].latency_ms == pytest.approx(0.5, rel=0.02)
+    assert found["shuffle"].latency_ms == pytest.approx(0.2, rel=0.02)
     assert found["kernel"].samples == 12 * 6 * 4
