@@ -36,6 +36,7 @@ FORMATS = {".onnx": "onnx", ".pt2": "torch", ".engine": "engine"}
 @click.pass_obj
 def command(
     terminal: Terminal,
+    /,
     model: str,
     out: Path,
     format: str | None,  # noqa: A002
@@ -88,7 +89,8 @@ def _said(document: dict[str, Any]) -> str:
         where = document["capability"] or "the GPU here"
         line += f", {document['precision']}, {layers}, for {where} by {document['library']} {document['version']}"
         if difference is not None:
-            line += f"; the ONNX model it is built from differs from the module by at most {difference:.1g} of the largest output"
+            line += f"; the ONNX model that it is built from differs from the module by at most {difference:.1g}"
+            line += " of the largest output"
         return line
     return f"{line}, differs from the module by at most {difference:.1g} of the largest output"
 
@@ -127,11 +129,11 @@ def _engine(
             difference = _onnx(loaded, module, path, batch or 1)
             _judge(path, difference["max_rel_diff"])
         model, size, shape = with_batch(path, batch)
-    if profile.precision == "int8":
+    engine = export_engine(model, out, profile, capability)
+    if engine.random_scales:
         terminal.note(
             "int8: the scales come from random images, good to time it; to deploy, give a quantised ONNX file"
         )
-    engine = export_engine(model, out, profile, capability)
     return {**difference, "batch_size": size, "input_shape": shape, "precision": profile.precision, **asdict(engine)}
 
 

@@ -1,4 +1,4 @@
-"""TensorRT engines of networks, as files: built here, for the GPU of this machine or, by tensorrt_rtx, for another one."""
+"""TensorRT engines of networks, as files: for the GPU of this machine or, by tensorrt_rtx, for another one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hwnas.errors import HwnasError, RuntimeMissing, UsageError
 from hwnas.export import write_whole
 
 ELSEWHERE = "SM89"
-"""What engines are built for where no GPU is here: Ada, the newest consumer cards whose kernels TensorRT 10 has too."""
+"""What engines are built for where no GPU is here: Ada, the newest that every TensorRT served here builds for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class Engine:
         capability: of the GPUs that it is for, as in ``SM89``; empty for the GPU of this machine.
         layers: how many it runs, as the builder's log says; None where it did not say.
         size_bytes: of the file.
+        random_scales: it was brought to int8 here, with scales from random images: for timing, not to be deployed.
     """
 
     library: str
@@ -30,6 +31,7 @@ class Engine:
     capability: str
     layers: int | None
     size_bytes: int
+    random_scales: bool
 
 
 def check_engine(profile: DeviceProfile, capability: str) -> str:
@@ -90,12 +92,14 @@ def export_engine(model: bytes, path: Path, profile: DeviceProfile, capability: 
 
     version = check_engine(profile, capability)
     options = BuildOptions(**profile.builder.model_dump(), compute_capability=capability)
+    converted = CONVERSIONS[profile.precision](model)
     try:
-        built = build_engine(CONVERSIONS[profile.precision](model), options)
+        built = build_engine(converted, options)
     except BuildError as error:
         raise HwnasError(str(error)) from None
     write_whole(path, built.engine)
-    return Engine(profile.runtime, version, capability, len(built.layers) or None, len(built.engine))
+    random_scales = profile.precision == "int8" and converted != model
+    return Engine(profile.runtime, version, capability, len(built.layers) or None, len(built.engine), random_scales)
 
 
 def with_batch(path: Path, batch: int | None) -> tuple[bytes, int | None, tuple[int, ...]]:
