@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 DEVICE = "cpu"
 
+DEFAULT_SPACES = ("proxyless", "proxyless-tiny")
+"""What is profiled and searched where no space is named, for large images and for small ones."""
+
 SPACES = ("proxyless", "fbnet", "spos-shufflenet")
 """The search spaces that help texts name, here so that help need not import them."""
 
@@ -176,6 +179,14 @@ MOST_PIXELS = 320
 """Networks of larger images take long, and tell no more of how far a sum of operators is off."""
 
 
+def default_space(image_size: int) -> str | None:
+    """The one of `DEFAULT_SPACES` that is meant for images of so many pixels, rather the small one; None: none is."""
+    from hwnas.spaces import SPACES as FAMILIES
+
+    fitting = [n for n in DEFAULT_SPACES if FAMILIES[n].image_sizes[0] <= image_size <= FAMILIES[n].image_sizes[1]]
+    return fitting[-1] if fitting else None
+
+
 def calibration_spaces(terminal: Terminal, networks: Mapping[str, Network], path: Path) -> list[Space]:
     """Spaces whose networks tell how far predictions of `networks` are off, where the table at `path` cannot yet.
 
@@ -183,7 +194,6 @@ def calibration_spaces(terminal: Terminal, networks: Mapping[str, Network], path
     """
     from hwnas.latency.model import MIN_GROUP
     from hwnas.latency.table import LatencyTable
-    from hwnas.spaces import SPACES as FAMILIES
     from hwnas.spaces import get_space
 
     shapes = []
@@ -195,9 +205,9 @@ def calibration_spaces(terminal: Terminal, networks: Mapping[str, Network], path
         if shapes.count(shape) >= MIN_GROUP or len(shape) != 3:
             continue
         size = min(MOST_PIXELS, max(shape[1:]))
-        names = [name for name in ("proxyless", "proxyless-tiny") if FAMILIES[name].image_sizes[0] <= size]
-        if names:
-            found[names[0], size] = get_space(names[0], image_size=size)
+        name = default_space(size)
+        if name is not None:
+            found[name, size] = get_space(name, image_size=size)
     if found:
         sizes = " and ".join(f"{name} at {size} pixels" for name, size in found)
         terminal.default("--space", f"{sizes}, to calibrate on ('none' leaves it out)")

@@ -51,7 +51,7 @@ def _self_test(terminal: Terminal, device: str, known: list[dict[str, Any]]) -> 
     Raises:
         HwnasError: the device cannot measure; it says why.
     """
-    from hwnas.latency.build import reference_network
+    from hwnas.latency.plan import reference_network
     from hwnas.measure.lock import device_lock
     from hwnas.measure.onnx_models import network_to_onnx
     from hwnas.measure.process import MeasurementError, MeasuringProcess, Subject

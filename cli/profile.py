@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .choices import SPACE_NAMES, calibration_spaces, device_options, device_profile, table_path
+from .choices import DEFAULT_SPACES, SPACE_NAMES, calibration_spaces, device_options, device_profile, table_path
 from .options import Command, common, file_path, fraction, option
 from .terminal import Terminal, count
 
@@ -15,13 +15,18 @@ if TYPE_CHECKING:
     from hwnas.latency.build import BuildReport
     from hwnas.network import Network
 
-SPACES = ("proxyless", "proxyless-tiny")
-"""What is covered when neither a space nor a model is named."""
+NO_SPACE = "none"
+"""Typed for --space, where a model is to be measured alone."""
 
 
 @click.command("profile", cls=Command)
 @device_options
-@option("--space", multiple=True, metavar="SPACE", help=f"Cover this space; may be repeated: {SPACE_NAMES}; none.")
+@option(
+    "--space",
+    multiple=True,
+    metavar="SPACE",
+    help=f"Cover this space; may be repeated: {SPACE_NAMES}. Or {NO_SPACE}: the models alone.",
+)
 @option("--model", multiple=True, metavar="MODEL", help="Cover FILE.onnx, zoo:NAME, torchvision:NAME; may be repeated.")
 @option("--image-size", type=click.IntRange(1), help="Pixels of the spaces' images  [default: each space's own]")
 @option("--num-classes", type=click.IntRange(1), help="Classes of the spaces  [default: each space's own]")
@@ -63,12 +68,14 @@ def command(
     from hwnas.spaces import get_space
 
     profile = device_profile(terminal, device, batch, precision, runtime, threads, target_error)
-    if "none" in space and (len(space) > 1 or not model):
-        raise UsageError("'--space none' leaves out every space: give it alone, with a --model")
+    if NO_SPACE in space and (len(space) > 1 or not model):
+        raise UsageError(f"'--space {NO_SPACE}' leaves out every space: give it alone, with a --model")
+    if model and (not space or NO_SPACE in space) and (image_size or num_classes):
+        raise UsageError("--image-size and --num-classes are of spaces, a model has its own: name a --space")
     if not space and not model:
-        space = SPACES
-        terminal.default("--space", " and ".join(SPACES))
-    spaces = [get_space(name, image_size=image_size, num_classes=num_classes) for name in space if name != "none"]
+        space = DEFAULT_SPACES
+        terminal.default("--space", " and ".join(DEFAULT_SPACES))
+    spaces = [get_space(name, image_size=image_size, num_classes=num_classes) for name in space if name != NO_SPACE]
     models = _networks(model)
     path = table_path(terminal, lut, profile)
     if models and not space:

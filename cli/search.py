@@ -15,7 +15,7 @@ import click
 
 from hwnas.errors import HwnasError, UsageError
 
-from .choices import SPACE_NAMES, chosen_table, device_profile, named_table
+from .choices import DEFAULT_SPACES, SPACE_NAMES, chosen_table, default_space, device_profile, named_table
 from .options import Command, common, file_path, option
 from .terminal import Terminal, milliseconds, percent
 
@@ -32,8 +32,6 @@ LATER = ("atomnas", "figs", "width", "morphnet", "atomnas-equal")
 """Methods that have a name already and are not in this version."""
 
 DATA = "fashion-mnist"
-SPACES = ("proxyless-tiny", "proxyless")
-"""The space is the first of these that is meant for the data's image size."""
 
 
 @click.command("search", cls=Command)
@@ -162,12 +160,10 @@ def _describe(terminal: Terminal, data: str | None, image_size: int | None) -> D
 
 def _space(terminal: Terminal, name: str | None, info: DataInfo) -> Space:
     """The space that was named, or the one for the data's image size, for the data's classes."""
-    from hwnas.spaces import SPACES as KNOWN
     from hwnas.spaces import get_space
 
     if name is None:
-        fitting = [n for n in SPACES if KNOWN[n].image_sizes[0] <= info.image_size <= KNOWN[n].image_sizes[1]]
-        name = fitting[0] if fitting else SPACES[0]  # the refusal says which sizes there are
+        name = default_space(info.image_size) or DEFAULT_SPACES[-1]  # the refusal says which sizes there are
         terminal.default("--space", name, f"for images of {info.image_size} pixels")
     return get_space(name, image_size=info.image_size, num_classes=info.num_classes)
 

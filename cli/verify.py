@@ -70,7 +70,9 @@ def command(
         )
     path = table_file(lut) if lut else None if elsewhere else _recorded_table(terminal, subjects)
     if path is None:
-        given = given if elsewhere else _as_recorded(terminal, given, subjects)
+        if not elsewhere:
+            given = _as_recorded(terminal, given, subjects)
+            runtime = runtime or _recorded_runtime(terminal, device, subjects)
         path = chosen_table(terminal, None, device_profile(terminal, device, runtime=runtime), given=given)
     profile = _profile(terminal, device, runtime, given, path)
     budget_ms = _budget(latency, path)
@@ -128,6 +130,15 @@ def _as_recorded(terminal: Terminal, given: dict[str, Any], subjects: Sequence[S
             filled[key] = recorded[key]
             terminal.default(name, recorded[key], "the run's")
     return filled
+
+
+def _recorded_runtime(terminal: Terminal, device: str | None, subjects: Sequence[Subject]) -> str | None:
+    """The runtime that the run's table was measured with; None where there is none, or a device was named."""
+    recorded = _record(subjects).get("runtime")
+    if recorded is None or device is not None:
+        return None
+    terminal.default("--runtime", recorded, "the run's")
+    return str(recorded)
 
 
 def _profile(

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
-from hwnas.latency.build import reference_network
 from hwnas.latency.levels import MIN_REFERENCE_SAMPLES, Levels, NetworkVisit
 from hwnas.latency.model import LatencyModel, Prediction
+from hwnas.latency.plan import reference_network
 from hwnas.latency.table import LatencyTable, MeasuredNetwork
 from hwnas.measure.lock import device_lock
 from hwnas.measure.onnx_models import network_to_onnx

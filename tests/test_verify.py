@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,18 +27,11 @@ from hwnas.spaces import get_space
 from hwnas.trace import ops_of
 from hwnas.verify import Candidate, VerifyReport, _clear, _report, verify
 
+pytestmark = pytest.mark.usefixtures("own_lock")
+
 SHAPE = (3, 16, 16)
 TINY = get_space("proxyless-tiny")
 ARCH = TINY.sample(np.random.default_rng(0))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The lock of these tests: other tests measure the same device at the same time."""
-    before = tempfile.tempdir
-    tempfile.tempdir = str(tmp_path_factory.mktemp("lock"))
-    yield
-    tempfile.tempdir = before
 
 
 @pytest.fixture(scope="module")

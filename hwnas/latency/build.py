@@ -1,44 +1,42 @@
-"""Builds a table: collects the operators that spaces and models need and measures what is missing."""
+"""Builds a table: collects the operators that spaces and models need and measures what is missing (`plan`)."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hwnas.costs import macs_cost
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
 from hwnas.latency.calibration import Quality
 from hwnas.latency.covers import cover_archs
 from hwnas.latency.kernels import assign
-from hwnas.latency.lowering import Lower, blocked_tensors, lowering
+from hwnas.latency.lowering import Lower, lowering
 from hwnas.latency.model import LatencyModel
+from hwnas.latency.plan import (
+    CALIBRATION_NETWORKS,
+    Plan,
+    calibration_archs,
+    company_of,
+    digest_of,
+    entries_of,
+    operators_of,
+    unsure_entries,
+)
 from hwnas.latency.slots import SpaceKernels
 from hwnas.latency.table import LatencyTable
 from hwnas.measure.lock import device_lock
-from hwnas.measure.onnx_models import network_to_onnx, op_to_onnx
-from hwnas.measure.passes import Entry, is_open, measure_in_passes
-from hwnas.measure.process import MeasuringProcess, Subject
+from hwnas.measure.passes import Entry, measure_in_passes
+from hwnas.measure.process import MeasuringProcess
 from hwnas.network import Network
-from hwnas.ops import Op, Shape
+from hwnas.ops import Op
 from hwnas.progress import Progress
-from hwnas.spaces.base import Arch, Space
-
-CALIBRATION_NETWORKS = 30
-"""Architectures of each space that are measured as whole networks."""
-
-COVER_VISITS = 8
-"""Visits of each network whose kernels are timed; each kernel is in at least two of them, mostly in many more."""
-
-COMPANY = 7
-"""Networks that are visited beside what is added to a table later."""
+from hwnas.spaces.base import Space
 
 NOISY = 0.15
 """Spread of the reference network (median / fastest - 1) above which the machine is said to be too noisy."""
@@ -66,61 +64,6 @@ class BuildReport:
     def to_json(self) -> dict[str, Any]:
         """The document of ``hwnas profile --json``."""
         return {**asdict(self), "failed": [{"op": op, "reason": why} for op, why in self.failed.items()]}
-
-
-def reference_network() -> Network:
-    """The network that is timed in every pass: MobileNetV2 for 128 pixel images, a few ms on a CPU core."""
-    from hwnas.zoo import ZOO
-
-    return replace(ZOO["mobilenet-v2"], input_shape=(3, 128, 128)).network()
-
-
-def overhead_network() -> Network:
-    """As good as nothing: what one run costs before any operator."""
-    op = Op.activation((1, 1, 1), "relu")
-    from hwnas.network import INPUT, Node
-
-    return Network((1, 1, 1), (Node(op, (INPUT,)),), (0, 0))
-
-
-def calibration_archs(space: Space, count: int, seed: int = 0) -> list[Arch]:
-    """`count` architectures from about the cheapest to about the most expensive of a space.
-
-    Uniform sampling would crowd around the mean. Here architecture i favours expensive or cheap choices with a strength
-    that runs over the architectures, by the choices' MACs.
-    """
-    rng = np.random.default_rng([seed, 20])
-    prices = macs_cost(space).prices.choices
-    found: dict[Arch, None] = {}
-    tilts = np.linspace(-6, 6, count)
-    attempt = 0
-    while len(found) < min(count, space.size) and attempt < 50 * count:
-        tilt = tilts[min(len(found), count - 1)]
-        genes = []
-        for slot, choices in enumerate(space.slots):
-            row = prices[slot, : len(choices)]
-            weights = np.exp(tilt * (row - row.min()) / max(1.0, np.ptp(row)))
-            genes.append(int(rng.choice(len(choices), p=weights / weights.sum())))
-        found.setdefault(Arch(space.name, tuple(genes)))
-        attempt += 1
-    return list(found)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is to be known after a profile.
-
-    Attributes:
-        ops: kernels, as the runtime runs them.
-        covers: networks inside which kernels are timed, by name.
-        networks: measured whole, to calibrate on, by name.
-        company: networks of the table that are visited again beside covers, so that the machine's regimes can be told.
-    """
-
-    ops: tuple[Op, ...]
-    covers: Mapping[str, Network]
-    networks: Mapping[str, Network]
-    company: Mapping[str, Network] = field(default_factory=dict)
 
 
 MakePlan = Callable[[LatencyTable, Lower], Plan]
@@ -170,20 +113,11 @@ def measure_missing(profile: DeviceProfile, path: Path, network: Network, progre
     def plan(table: LatencyTable, lower: Lower) -> Plan:
         ops = lower(network)
         lacking = not {op.key for op in ops} <= set(table.operators())
-        begun = f"model {_digest(network)}" in table.names("cover")
+        begun = f"model {digest_of(network)}" in table.names("cover")
         inside = {"model": network} if (lacking or begun) and not network.unknown else {}
-        return Plan(tuple(dict.fromkeys(ops)), inside, {}, _company(table, network.input_shape) if inside else {})
+        return Plan(tuple(dict.fromkeys(ops)), inside, {}, company_of(table, network.input_shape) if inside else {})
 
     return _measure(profile, path, plan, progress, ())
-
-
-def _company(table: LatencyTable, input_shape: Shape) -> dict[str, Network]:
-    """Some calibration networks, of that input shape where there are enough."""
-    known = [net for net in table.networks() if net.network is not None]
-    alike = [net for net in known if net.input_shape == input_shape]
-    chosen = sorted(alike if len(alike) >= COMPANY else known, key=lambda net: net.measured.latency_ms)
-    places = sorted({round(place) for place in np.linspace(0, len(chosen) - 1, COMPANY)}) if chosen else []
-    return {chosen[place].name: network for place in places if (network := chosen[place].network) is not None}
 
 
 def measure_again(
@@ -233,8 +167,8 @@ def _measure(
         if not process.describe.get("kernels"):
             plan = replace(plan, covers={})
         wanted = {op.key: op for op in plan.ops}
-        entries, todo = _entries(table, profile, plan, lower)
-        asked = _keys_of(todo, plan, lower)
+        entries, todo = entries_of(table, profile, plan, lower)
+        asked = operators_of(todo, plan, lower)
         session = 0
 
         def run(entries: Mapping[tuple[str, str], Entry], count: int, least_s: float = 0.0) -> None:
@@ -245,11 +179,11 @@ def _measure(
         if todo:
             run(entries, len(todo), least_s)
         # what the runtime runs otherwise than it was assumed has no time inside a network
-        late, rest = _entries(table, profile, replace(plan, covers={}, networks={}), lower)
+        late, rest = entries_of(table, profile, replace(plan, covers={}, networks={}), lower)
         if rest:
             asked |= {key for _, key in rest}
             run(late, len(rest))
-        while unsure := _unsure(table, profile, plan, entries):
+        while unsure := unsure_entries(table, profile, plan, entries):
             progress.note(f"{len(unsure) - 1} networks are not certain enough yet: they get more visits")
             run(unsure, len(unsure) - 1)
         if not session:
@@ -274,125 +208,6 @@ def _measure(
             unknown=unknown,
             estimator=table.estimator,
         )
-
-
-def _unsure(
-    table: LatencyTable, profile: DeviceProfile, plan: Plan, entries: Mapping[tuple[str, str], Entry]
-) -> dict[tuple[str, str], Entry]:
-    """Networks whose interval, regimes of the machine taken off, is too wide, with more visits granted to each.
-
-    Empty when all are certain enough, or have as many visits as the profile allows.
-    """
-    timing = profile.timing
-    widths = {net.name: net.measured.relative_error for net in table.networks()}
-    step = max(1, timing.min_passes // 3)
-    unsure = {}
-    for name, network in plan.networks.items():
-        key = ("network", _cover_name(name, network))
-        entry = entries.get(key)
-        if entry is not None and entry.failure is None and widths.get(key[1], 0.0) > timing.target_error:
-            entry.passes = min(timing.max_passes, len(entry.visits) + step)
-            if is_open(entry, timing):
-                unsure[key] = entry
-    reference = {key: entry for key, entry in entries.items() if entry.reference}
-    return {**unsure, **reference} if unsure else {}
-
-
-def _keys_of(todo: Sequence[tuple[str, str]], plan: Plan, lower: Lower) -> set[str]:
-    """Operators that are measured with the entries of `todo`."""
-    covers = {_cover_name(name, network): network for name, network in plan.covers.items()}
-    covers["overhead"] = overhead_network()
-    found = {name for role, name in todo if role == "operator"}
-    for role, name in todo:
-        if role == "cover":
-            found.update(op.key for op in lower(covers[name]))
-    return found
-
-
-def _cover_name(name: str, network: Network) -> str:
-    # named by content too: a network that was defined otherwise before is another one
-    return f"{name} {_digest(network)}"
-
-
-def _entries(
-    table: LatencyTable, profile: DeviceProfile, plan: Plan, lower: Lower
-) -> tuple[dict[tuple[str, str], Entry], list[tuple[str, str]]]:
-    """Entries by (role, name), and those of them that still need measuring.
-
-    The reference keeps them company; networks that have their visits may need more once all is seen (`_unsure`).
-    """
-    batch, block = profile.batch_size, int(table.header.get("channel_block", 0))
-    subjects: dict[tuple[str, str], Subject] = {}
-    content: dict[tuple[str, str], dict[str, Any]] = {}
-    plain = {("reference", "reference"): reference_network()}
-    plain |= {("network", _cover_name(name, network)): network for name, network in plan.networks.items()}
-    failed_covers = table.failed("cover")
-    covers = {_cover_name(name, network): network for name, network in plan.covers.items()}
-    if covers:  # what the profiler itself costs
-        covers = {"overhead": overhead_network(), **covers}
-    plain |= {("cover", name): network for name, network in covers.items() if name not in failed_covers}
-    inside = set(table.inside())
-    for name, network in covers.items():
-        if name not in failed_covers:
-            inside.update(op.key for op in lower(network))
-    alone = {op.key: op for op in plan.ops if op.key not in inside}
-    if alone:
-        plain["overhead", "overhead"] = overhead_network()
-    for (role, name), network in plain.items():
-        subjects[role, name] = _whole(role, name, network, batch)
-        content[role, name] = network.to_json()
-    for key, op in alone.items():
-        subjects["operator", key] = Subject(
-            f"operator {key}",
-            "operator",
-            lambda op=op: op_to_onnx(op, batch_size=batch, blocked=blocked_tensors(op, block)),  # type: ignore[misc]
-            4 * op.traffic_bytes(4, batch),
-        )
-        content["operator", key] = {}
-    # more visits than there are passes would leave covers open for ever: each profile would measure them again
-    cover_visits = min(COVER_VISITS, profile.timing.max_passes)
-    entries = {
-        (role, name): Entry(
-            subject,
-            visits=table.visits(role, name),
-            reference=role == "reference",
-            passes={"cover": cover_visits, "network": profile.timing.min_passes}.get(role, 0),
-        )
-        for (role, name), subject in subjects.items()
-    }
-    for name, network in plan.company.items():
-        visits = table.visits("network", name)
-        entries["network", name] = Entry(_whole("network", name, network, batch), visits=visits, passes=len(visits))
-    failed = {("operator", key) for key in table.failures()}
-    todo = [
-        name
-        for name, entry in entries.items()
-        if not entry.reference and (name in failed or is_open(entry, profile.timing))
-    ]
-    if todo:
-        for (role, name), data in content.items():
-            table.add_entry(role, name, data)
-    if any(role == "cover" for role, _ in todo):
-        for name in plan.company:
-            entries["network", name].passes += cover_visits
-            todo.append(("network", name))
-    kept = {name: entry for name, entry in entries.items() if name in todo or name[0] in ("reference", "network")}
-    return kept, todo
-
-
-def _whole(role: str, name: str, network: Network, batch: int) -> Subject:
-    """A network as something to measure, whole or kernel by kernel."""
-    return Subject(
-        f"{role} {name}",
-        "kernels" if role == "cover" else "network",
-        lambda: network_to_onnx(network, batch_size=batch),
-        0 if role == "cover" else 2 * max(op.traffic_bytes(4, batch) for op in network.ops),
-    )
-
-
-def _digest(network: Network) -> str:
-    text = "\n".join([str(network.input_shape), *(op.key for op in network.ops)])
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _networks_of(table: LatencyTable, entries: Iterable[tuple[str, str]]) -> dict[str, Network]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hwnas.latency.lowering import Step
 from hwnas.measure.onnx_models import node_prefix
 from hwnas.measure.runtimes.base import KernelTime
-from hwnas.measure.runtimes.tensorrt_layers import TERMS
+from hwnas.measure.runtimes.tensorrt_layers import ABSORBED, TERMS
 from hwnas.ops import Op
 
 CONVERSIONS = {"ReorderInput": "to_blocked", "ReorderOutput": "to_plain"}
@@ -30,14 +30,15 @@ class Timed:
 
     Attributes:
         samples_ms: for each operator's key the durations in each run, the mean over its occurrences in the network.
-        launches: as how many kernels each of these operators is run: a shuffle of channels is three.
+        launches: as how many kernels each of these operators is run, the mean over its occurrences: a shuffle of
+            channels is three, what runs inside another operator's kernel is none.
         total_ms: in each run, of all kernels.
         terms_ms: what a run takes that is no operator's, in each run, by kind (`tensorrt_layers.TERMS`).
         unexpected: what the runtime runs otherwise than lowering assumes, for people; empty where it all fits.
     """
 
     samples_ms: dict[str, NDArray[np.float64]]
-    launches: dict[str, int]
+    launches: dict[str, float]
     total_ms: NDArray[np.float64]
     unexpected: tuple[str, ...] = ()
     terms_ms: dict[str, NDArray[np.float64]] = field(default_factory=dict)
@@ -50,7 +51,7 @@ def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
     gets no samples.
     """
     found: dict[str, list[NDArray[np.float64]]] = {}
-    launches: dict[str, int] = {}
+    launches: dict[str, list[int]] = {}
     unexpected: list[str] = []
     own: dict[str, list[KernelTime]] = {}
     terms: dict[str, list[NDArray[np.float64]]] = {}
@@ -63,7 +64,7 @@ def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
             key = Op.conversion(shape, blocked=time.kind == "ReorderInput").key
             converted[key] += 1
             found.setdefault(key, []).append(np.asarray(time.samples_ms))
-            launches[key] = 1
+            launches.setdefault(key, []).append(1)
         else:
             own.setdefault(time.node.split(".")[0], []).append(time)
     assumed: Counter[str] = Counter()
@@ -75,7 +76,7 @@ def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
         for op, part in zip(ops, _parted(nodes, len(ops)), strict=True):
             if part:
                 found.setdefault(op.key, []).append(np.sum([time.samples_ms for time in part], axis=0))
-                launches[op.key] = len(part)
+                launches.setdefault(op.key, []).append(sum(time.kind != ABSORBED for time in part))
             else:
                 unexpected.append(f"{op.key}: not run")
     unexpected += [f"{nodes[0].node} ({nodes[0].kind}): not assumed" for nodes in own.values()]
@@ -86,7 +87,12 @@ def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
     total = np.sum([time.samples_ms for time in times], axis=0)
     means = {key: np.maximum(np.mean(samples, axis=0), SHORTEST_MS) for key, samples in found.items()}
     summed = {kind: np.sum(samples, axis=0) for kind, samples in terms.items()}
-    return Timed(means, {key: launches[key] for key in means}, total, tuple(unexpected), summed)
+    return Timed(means, {key: _mean(launches[key]) for key in means}, total, tuple(unexpected), summed)
+
+
+def _mean(counts: Sequence[int]) -> float:
+    whole, rest = divmod(sum(counts), len(counts))
+    return whole if not rest else sum(counts) / len(counts)
 
 
 def _parted(nodes: Sequence[KernelTime], count: int) -> list[list[KernelTime]]:

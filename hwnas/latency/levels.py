@@ -9,6 +9,7 @@ Operators timed alone stay in the cache; their fastest visits say what they take
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -149,7 +150,7 @@ class Levels:
         """Latencies of a role's entries by name, at the level of the first session when it was quiet."""
         return {name: self._level(places) for (kind, name), places in self._of.items() if kind == role}
 
-    def kernels(self, timed: Iterable[tuple[str, int, int, Samples]]) -> dict[str, Estimate]:
+    def kernels(self, timed: Iterable[tuple[str, int, float, Samples]]) -> dict[str, Estimate]:
         """Latencies of operators that were timed inside networks.
 
         Args:
@@ -158,23 +159,24 @@ class Levels:
                 nothing of the operator.
         """
         owner = {visit.number: visit.entry for visit in self._visits}
-        found: dict[str, dict[tuple[str, str], list[float]]] = {}
-        counts: dict[str, int] = {}
-        parts: dict[str, int] = {}
+        nothing: list[float] = []
+        values: list[tuple[str, int, float, float]] = []
+        counts: Counter[str] = Counter()
         for key, number, launches, samples in timed:
-            if number in owner:
-                fastest = np.sort(samples)[: max(1, round(KEPT * len(samples)))]
-                value = float(fastest.mean()) * self._factor[number]
-                found.setdefault(key, {}).setdefault(owner[number], []).append(value)
-                counts[key] = counts.get(key, 0) + len(samples)
-                parts[key] = launches
-        nothing = [value for by in found.values() for value in by.get(("cover", OVERHEAD), ())]
+            if number not in owner:
+                continue
+            fastest = np.sort(samples)[: max(1, round(KEPT * len(samples)))]
+            value = float(fastest.mean()) * self._factor[number]
+            if owner[number] == ("cover", OVERHEAD):
+                nothing.append(value)
+            else:
+                values.append((key, number, launches, value))
+                counts[key] += len(samples)
         overhead = float(np.median(nothing)) if nothing else 0.0
-        return {
-            key: _over_networks(list(by.values()), counts[key], parts[key] * overhead)
-            for key, by in found.items()
-            if by.keys() != {("cover", OVERHEAD)}
-        }
+        found: dict[str, dict[tuple[str, str], list[float]]] = {}
+        for key, number, launches, value in values:
+            found.setdefault(key, {}).setdefault(owner[number], []).append(value - launches * overhead)
+        return {key: _over_networks(list(by.values()), counts[key]) for key, by in found.items()}
 
 
 def level_of(log_ms: Samples, samples: int, quantile: float = QUANTILE) -> Estimate:
@@ -187,14 +189,14 @@ def level_of(log_ms: Samples, samples: int, quantile: float = QUANTILE) -> Estim
     return Estimate(float(np.exp(point)), float(np.exp(point - half)), float(np.exp(point + half)), samples)
 
 
-def _over_networks(by_network: Sequence[Sequence[float]], samples: int, overhead_ms: float) -> Estimate:
-    """The mean over the networks that a kernel was timed in, less what timing costs.
+def _over_networks(by_network: Sequence[Sequence[float]], samples: int) -> Estimate:
+    """The mean over the networks that a kernel was timed in.
 
     How far the networks are apart is part of the interval.
     """
     points = np.array([np.median(values) for values in by_network])
     noise = np.array([_standard_error(np.asarray(values)) for values in by_network])
-    point = max(SHORTEST_MS, float(points.mean()) - overhead_ms)
+    point = max(SHORTEST_MS, float(points.mean()))
     variance = float((noise**2).mean()) / len(points)
     if len(points) > 1:
         variance += float(points.var(ddof=1)) / len(points)

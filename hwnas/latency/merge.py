@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from hwnas.errors import HwnasError, UsageError
 from hwnas.latency import trust
+from hwnas.latency.levels import OVERHEAD_KEYS
 from hwnas.latency.table import BOUND, LatencyTable
 
 MERGED = (*BOUND, "channel_block")
@@ -60,7 +61,9 @@ def merge_tables(first: Path, second: Path, out: Path) -> MergeReport:
             with closing(sqlite3.connect(drafts[0])) as target, closing(sqlite3.connect(drafts[1])) as extra:
                 with target:
                     added, visits, same = _add(target, extra)
-                counts = [target.execute(query).fetchone()[0] for query in (_ENTRIES, f"{_ENTRIES} {_OPERATORS}")]
+                entries = target.execute("SELECT count(*) FROM entries").fetchone()[0]
+                found = target.execute("SELECT name FROM entries WHERE role = 'operator'").fetchall()
+            operators = len({name for (name,) in found} - OVERHEAD_KEYS)
             drafts[0].rename(out)
         except KeyError:  # a visit of no entry, of no session or inside no visit
             raise HwnasError(trust.damaged(second)) from None
@@ -71,11 +74,7 @@ def merge_tables(first: Path, second: Path, out: Path) -> MergeReport:
                 for end in ("", "-journal", "-wal", "-shm"):
                     with suppress(OSError):
                         draft.with_name(draft.name + end).unlink(missing_ok=True)
-    return MergeReport(str(out), counts[0], counts[1], added, visits, same)
-
-
-_ENTRIES = "SELECT count(*) FROM entries"
-_OPERATORS = "WHERE role = 'operator'"
+    return MergeReport(str(out), entries, operators, added, visits, same)
 
 
 def _check_alike(one: LatencyTable, other: LatencyTable) -> None:

@@ -4,23 +4,16 @@ The header binds the table to the device, the runtime and its version, precision
 stored: they are derived from the samples, so that a better estimator improves old tables too. The exception are tables
 that were imported (`hwnas.latency.foreign`): what somebody else published has no samples, and stands in a place of its
 own, as values with the ends that the source gives.
-
-Format history (tables of older formats are read, and brought to the newest when they are added to):
-    1 (2026) first.
-    2 (2026) the table `imported`; the header of an imported table has the key ``imported`` and may say null for cores
-      and threads.
-    3 (2026) `visits.place`: the visit of a network inside which an operator was timed; null where it was timed alone.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -34,11 +27,10 @@ from hwnas.errors import HwnasError
 from hwnas.latency import trust
 from hwnas.latency.imported import BLOCK, Imported, stated
 from hwnas.latency.levels import OVERHEAD_KEYS, Levels, NetworkVisit
+from hwnas.latency.table_file import FORMAT, make_file, open_file, upgrade
 from hwnas.measure.statistics import ESTIMATOR, Estimate, estimate
 from hwnas.network import Network
 
-FORMAT = 3
-APPLICATION_ID = 0x68776E41  # "hwnA"
 ROOT = Path("tables")
 """Where tables are kept unless ``--lut`` says otherwise, below the working directory."""
 
@@ -47,34 +39,6 @@ SHORTEST_MS = 1e-6
 
 ELEMENT_BYTES = {"fp16": 2, "int8": 1}
 """Bytes of one number; 4 for every other precision."""
-
-_SIDE_FILES = ("-wal", "-shm", "-journal")
-
-_IMPORTED = """CREATE TABLE imported (
-    role TEXT NOT NULL, name TEXT NOT NULL, latency_ms REAL, low_ms REAL, high_ms REAL, failure TEXT,
-    PRIMARY KEY (role, name)
-) WITHOUT ROWID;"""
-
-_SCHEMA = f"""
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {FORMAT};
-CREATE TABLE header (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE sessions (id INTEGER PRIMARY KEY, started REAL NOT NULL, environment TEXT NOT NULL);
-CREATE TABLE entries (
-    id INTEGER PRIMARY KEY, role TEXT NOT NULL, name TEXT NOT NULL, content TEXT NOT NULL,
-    failure TEXT, UNIQUE (role, name)
-);
-CREATE TABLE visits (
-    id INTEGER PRIMARY KEY, entry INTEGER NOT NULL REFERENCES entries (id),
-    session INTEGER NOT NULL REFERENCES sessions (id),
-    pass INTEGER NOT NULL, at REAL NOT NULL, repeats INTEGER NOT NULL, samples_ms BLOB NOT NULL, place INTEGER
-);
-CREATE INDEX visits_of_entry ON visits (entry);
-{_IMPORTED}
-"""
-
-_UPGRADES = {1: _IMPORTED, 2: "ALTER TABLE visits ADD COLUMN place INTEGER;"}
-"""What brings a table of each older format to the next."""
 
 BOUND = ("runtime", "runtime_version", "device", "cores", "threads", "precision", "batch_size")
 """Header keys that measurements of one table share."""
@@ -143,48 +107,17 @@ class LatencyTable:
             HwnasError: there is none, it is truncated, foreign, or of a newer hwnas.
         """
         path = Path(path)
-        if not path.is_file():
-            raise HwnasError(f"no table {path}: make it with 'hwnas profile --device cpu --lut {path}'")
-        mode = "rw" if writable else "ro"
-        journal = path.with_name(path.name + "-wal")
-        if not writable and not os.access(path.parent, os.W_OK) and not journal.exists():
-            mode = "ro&immutable=1"  # a folder that cannot be written: SQLite must not look for its side files
-        connection: sqlite3.Connection | None = None
+        connection, version = open_file(path, writable=writable)
+        table = cls(path, connection, writable=writable)
+        table._format = version
         try:
-            connection = sqlite3.connect(f"file:{_quoted(path)}?mode={mode}", uri=True, isolation_level=None)
-            trust.harden(connection)
-            application = connection.execute("PRAGMA application_id").fetchone()[0]
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if application != APPLICATION_ID:
-                raise HwnasError(f"{path} is not an hwnas table: give another --lut")
-            if version > FORMAT:
-                raise HwnasError(
-                    f"{path} has format {version}, this hwnas reads up to {FORMAT}: upgrade hwnas, or profile anew"
-                )
-            if not trust.plain_tables(connection):
-                raise HwnasError(trust.damaged(path))
-            page_size = connection.execute("PRAGMA page_size").fetchone()[0]
-            whole = path.stat().st_size % page_size == 0  # SQLite would fill the rest of the last page with zeros
-            if not whole or connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-                raise HwnasError(trust.damaged(path))
-            table = cls(path, connection, writable=writable)
-            table._format = version
             if not trust.complete(table.header):
                 raise HwnasError(trust.damaged(path))
             if writable:
-                connection.execute("PRAGMA journal_mode = WAL")  # a commit costs microseconds and survives kill -9
-                connection.execute("PRAGMA synchronous = NORMAL")
-                for old in range(version, FORMAT):
-                    script = f"BEGIN; {_UPGRADES[old]} PRAGMA user_version = {old + 1}; COMMIT;"
-                    connection.executescript(script)
+                upgrade(path, connection, version)
                 table._format = FORMAT
-        except BaseException as error:
-            if connection is not None:
-                connection.close()
-            if isinstance(error, sqlite3.OperationalError):  # locked, no space, no permission: the table may be whole
-                raise HwnasError(f"cannot open the table {path}: {error}") from None
-            if isinstance(error, (sqlite3.DatabaseError, UnicodeError)):
-                raise HwnasError(trust.damaged(path)) from None
+        except BaseException:
+            connection.close()
             raise
         return table
 
@@ -198,7 +131,7 @@ class LatencyTable:
             "batch_size": profile.batch_size,
             "estimator": ESTIMATOR,
         }
-        cls._make(path, header, ())
+        make_file(path, header, ())
         return cls.open(path, writable=True)
 
     @classmethod
@@ -213,32 +146,7 @@ class LatencyTable:
         Raises:
             HwnasError: it cannot be written.
         """
-        cls._make(path, header, entries)
-
-    @staticmethod
-    def _make(path: Path, header: Mapping[str, Any], entries: Iterable[Imported]) -> None:
-        from hwnas import __version__
-
-        rows = {"created": time.time(), "hwnas_version": __version__, **header}
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for leftover in (draft, *(path.with_name(path.name + end) for end in _SIDE_FILES)):
-                leftover.unlink(missing_ok=True)  # SQLite would play the journal of a deleted table into the new one
-            with _connect(draft) as connection:
-                connection.executescript(_SCHEMA)
-                connection.executemany(
-                    "INSERT INTO header VALUES (?, ?)", [(key, json.dumps(value)) for key, value in rows.items()]
-                )
-                connection.executemany("INSERT INTO imported VALUES (?, ?, ?, ?, ?, ?)", map(astuple, entries))
-                connection.commit()
-                connection.execute("VACUUM")
-            draft.replace(path)
-        except OSError as error:
-            raise HwnasError(f"cannot create {path} ({error}): give another --lut") from None
-        finally:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
+        make_file(path, header, entries)
 
     @classmethod
     def open_or_create(cls, path: Path, profile: DeviceProfile, describe: dict[str, Any]) -> LatencyTable:
@@ -408,15 +316,14 @@ class LatencyTable:
             raise HwnasError(trust.damaged(self.path))
         return tuple(shape)
 
-    def _timed_inside(self) -> Iterator[tuple[str, int, int, NDArray[np.float64]]]:
+    def _timed_inside(self) -> Iterator[tuple[str, int, float, NDArray[np.float64]]]:
         """Operators inside networks: key, visit of the network, kernels that it is run as, durations."""
         if self._format < 3:
             return
         query = """SELECT name, place, repeats, samples_ms FROM visits JOIN entries ON entry = entries.id
                    WHERE role = 'operator' AND place IS NOT NULL ORDER BY visits.id"""
         for name, place, launches, blob in self._select(query):
-            trust.samples(self.path, blob, launches)  # refuses an impossible count too
-            yield name, place, launches, trust.samples(self.path, blob)
+            yield name, place, trust.launches(self.path, launches), trust.samples(self.path, blob)
 
     def _alone(self) -> dict[str, Estimate]:
         """Operators that were timed alone, less what an empty run costs."""
@@ -533,7 +440,7 @@ class LatencyTable:
         role: str,
         name: str,
         number: int,
-        repeats: int,
+        repeats: float,
         samples_ms: Sequence[float] | NDArray[np.float64],
         place: int | None = None,
     ) -> int:
@@ -554,7 +461,7 @@ class LatencyTable:
         number: int,
         totals_ms: Sequence[float],
         kernels: Mapping[str, NDArray[np.float64]],
-        launches: Mapping[str, int] | None = None,
+        launches: Mapping[str, float],
     ) -> None:
         """Stores one visit of the network `name` (role ``cover``) with what each operator took inside it, all or none.
 
@@ -562,7 +469,8 @@ class LatencyTable:
             session, number: of the visit.
             totals_ms: of all kernels, in each run.
             kernels: by operator key, the durations in each run.
-            launches: by operator key, as how many kernels it is run, each of which costs timing; None is 1.
+            launches: by operator key, as how many kernels it is run, each of which timing makes dearer; the column
+                `repeats` has it.
         """
         with self._writing() as db:
             db.execute("BEGIN")
@@ -573,8 +481,7 @@ class LatencyTable:
                     db.execute(
                         "INSERT OR IGNORE INTO entries (role, name, content) VALUES ('operator', ?, '{}')", (key,)
                     )
-                    count = (launches or {}).get(key, 1)
-                    self._insert_visit(db, session, "operator", key, number, count, samples, place)
+                    self._insert_visit(db, session, "operator", key, number, launches[key], samples, place)
             except BaseException:
                 db.execute("ROLLBACK")
                 raise
@@ -584,26 +491,6 @@ class LatencyTable:
         """Records why an entry cannot be measured."""
         with self._writing() as db:
             db.execute("UPDATE entries SET failure = ? WHERE role = ? AND name = ?", (failure, role, name))
-
-
-@contextmanager
-def _connect(path: Path) -> Iterator[sqlite3.Connection]:
-    try:
-        connection = sqlite3.connect(path)
-    except sqlite3.OperationalError as error:
-        raise HwnasError(f"cannot create {path} ({error}): give another --lut") from None
-    try:
-        yield connection
-    except sqlite3.OperationalError as error:
-        raise HwnasError(f"cannot write {path} ({error}): free space or give another --lut") from None
-    finally:
-        connection.close()
-
-
-def _quoted(path: Path) -> str:
-    from urllib.parse import quote
-
-    return quote(str(path.absolute()))
 
 
 def list_tables(root: Path = ROOT) -> list[TableInfo]:

@@ -31,10 +31,12 @@ from numpy.typing import NDArray
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError, RuntimeMissing
 from hwnas.measure.runtimes.base import KernelTime
+from hwnas.memory import all_memory_bytes, free_memory_bytes
 
 WORKER = (sys.executable, "-m", "hwnas.measure.worker")
 START_TIMEOUT_S = 120.0
 PIPE_BYTES = 1 << 20
+"""What the pipe to the child holds: models of megabytes go through it in fewer writes."""
 
 
 class MeasurementError(Exception):
@@ -89,7 +91,7 @@ class MeasuringProcess:
     ) -> None:
         self.profile = profile
         self.cache = cache
-        self.memory_limit_bytes = memory_limit_bytes or _half_of_free_memory()
+        self.memory_limit_bytes = memory_limit_bytes or free_memory_bytes() // 2
         self.describe: dict[str, Any] = {}
         self._command = command
         self._child: subprocess.Popen[bytes] | None = None
@@ -179,7 +181,7 @@ class MeasuringProcess:
         if subject.name in self._loaded:
             self._loaded.move_to_end(subject.name)
             return self._loaded[subject.name][0]
-        if subject.memory_bytes > _all_memory():
+        if subject.memory_bytes > all_memory_bytes():
             raise MeasurementError(f"needs about {subject.memory_bytes / 1e9:.0f} GB, more memory than there is")
         try:
             model = subject.model()
@@ -242,14 +244,16 @@ class MeasuringProcess:
             raise MeasurementError(f"it does not say what it measures: {str(describe)[:80]}")
         self.describe = describe
 
-    def _ask(self, request: dict[str, Any], timeout_s: float | None = None, payload: bytes = b"") -> dict[str, Any]:
+    def _ask(
+        self, request: dict[str, Any], timeout_s: float | None = None, payload: bytes | None = None
+    ) -> dict[str, Any]:
         if self._child is None:
             self._start()
         timeout_s = timeout_s or self.profile.timing.timeout_s
-        if payload:
+        if payload is not None:
             request = {**request, "payload": len(payload)}
         try:
-            answer = self._exchange((json.dumps(request).encode() + b"\n", payload), timeout_s)
+            answer = self._exchange((json.dumps(request).encode() + b"\n", payload or b""), timeout_s)
         except TimeoutError:
             self._kill()
             raise MeasurementError(f"timed out after {timeout_s:g} s", process_died=True) from None
@@ -337,18 +341,3 @@ def _are_times(samples: Any, runs: int, least: float = 1e-9) -> bool:
         and len(samples) == runs
         and all(type(sample) in (int, float) and math.isfinite(sample) and sample >= least for sample in samples)
     )
-
-
-def _all_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _half_of_free_memory() -> int:
-    """Half of what can be had without swapping; memory that only caches files counts as free."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024 // 2
-    except OSError:
-        pass
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -18,12 +18,10 @@ import numpy as np
 
 from hwnas.errors import HwnasError, UsageError
 from hwnas.train.data import DataInfo, Images
+from hwnas.train.pixels import as_images, check_memory, images_of, square
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-MEMORY_SHARE = 0.5
-"""The images of one split may fill this share of the free memory."""
 
 UNREADABLE_LIMIT = 0.01
 """More unreadable files than this fraction are refused."""
@@ -186,7 +184,7 @@ class Folder(Source):
         if missing:
             name = self.info.class_names[min(missing)]
             raise HwnasError(f"class {name!r} has no readable image in {self.root / split}: add some")
-        return _tensors(pixels[: len(kept)], left)
+        return as_images(pixels[: len(kept)], left)
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -227,22 +225,9 @@ def _decode(path: Path, size: int) -> np.ndarray | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns of odd metadata and of very large images; neither matters here
             with Image.open(path) as image:
-                return _square(image, size)
+                return square(image, size)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-
-
-def _square(image: Image, size: int) -> np.ndarray:
-    """RGB, the shorter side resized to `size`, the middle cut out: [3, size, size]."""
-    from PIL import Image as Pil
-
-    rgb = image.convert("RGB")
-    width, height = rgb.size
-    if (width, height) != (size, size):
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        rgb = rgb.resize((size, size), Pil.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-    return np.asarray(rgb, np.uint8).transpose(2, 0, 1)
 
 
 # -- torchvision -----------------------------------------------------------------------------------------------------
@@ -313,9 +298,9 @@ class Torchvision(Source):
         pixels = np.empty((len(data), 3, size, size), np.uint8)
         labels = np.empty(len(data), np.int64)
         for index, (image, label) in enumerate(_items(data)):
-            pixels[index] = _square(image, size)
+            pixels[index] = square(image, size)
             labels[index] = label
-        return _tensors(pixels, labels)
+        return as_images(pixels, labels)
 
 
 def _items(data: Any) -> Iterator[tuple[Image, int]]:
@@ -328,49 +313,6 @@ def _labels_of(data: Any) -> np.ndarray:
         if (labels := getattr(data, name, None)) is not None:
             return np.asarray(labels)
     return np.asarray([label for _, label in _items(data)])
-
-
-# -- what all share --------------------------------------------------------------------------------------------------
-
-
-def images_of(pixels: np.ndarray, labels: np.ndarray, size: int) -> Images:
-    """Grey images [N, H, W] as RGB at `size`."""
-    from PIL import Image
-
-    if pixels.shape[1:] != (size, size):
-        pixels = np.stack([_square(Image.fromarray(image), size)[0] for image in pixels])
-    return _tensors(np.repeat(pixels[:, None], 3, axis=1), labels)
-
-
-def _tensors(pixels: np.ndarray, labels: np.ndarray) -> Images:
-    import torch
-
-    return Images(torch.from_numpy(pixels), torch.from_numpy(labels))
-
-
-def check_memory(count: int, size: int, what: str) -> None:
-    """Refuses images that would fill more than `MEMORY_SHARE` of the free memory.
-
-    Raises:
-        HwnasError: it says how much is needed and how much there is.
-    """
-    needed, free = 3 * count * size * size, free_memory_bytes()
-    if needed > MEMORY_SHARE * free:
-        raise HwnasError(
-            f"{what}: {count} images of {size} px need {needed / 2**30:.1f} GiB in memory, and half of the free "
-            f"{free / 2**30:.1f} GiB is the limit: use a smaller --image-size or fewer images"
-        )
-
-
-def free_memory_bytes() -> int:
-    """Memory the system can give without swapping, in bytes."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _slug(text: str) -> str:

@@ -122,6 +122,18 @@ def test_verify_without_the_runs_table_measures_as_that_was_measured(run: Run, m
     assert Hwnas(run.folder)(*args, "--batch", "1", "--json", env=run.env).document["batch_size"] == 1
 
 
+def test_verify_without_the_runs_table_uses_its_runtime(run: Run) -> None:
+    pytest.importorskip("openvino")
+    copy = run.folder / "other-runtime"
+    shutil.copytree(run.path, copy)
+    text = (copy / "run.toml").read_text()
+    assert text.count('runtime = "onnxruntime"') == 1
+    (copy / "run.toml").write_text(text.replace('runtime = "onnxruntime"', 'runtime = "openvino"').replace(".lut", ""))
+    done = Hwnas(run.folder)("verify", "other-runtime/nets/latency-60pct", "--latency", "10s", "--json", env=run.env)
+    assert done.document["runtime"] == "openvino", done.stderr
+    assert "the run's" in done.stderr
+
+
 def test_verify_of_one_net_and_of_another_budget(run: Run) -> None:
     hwnas = Hwnas(run.folder)
     net = "run/nets/latency-60pct"

@@ -10,7 +10,7 @@ import pytest
 from command import Hwnas
 from tiny_fashion import TINY_RECIPE, write_fashion_mnist
 
-from hwnas.latency.build import CALIBRATION_NETWORKS
+from hwnas.latency.plan import CALIBRATION_NETWORKS
 
 FOUND = {
     "fbnet-tiny": ("70%", {"Conv", "Relu", "Gemm"}),

@@ -230,6 +230,8 @@ def test_a_model_alone_is_measured_with_networks_to_calibrate_on(hwnas: Hwnas, m
     assert again.document["measured"] == 0
     assert hwnas("predict", "net.onnx", "--lut", "t.lut", "--json").document["coverage"] == 1
     assert hwnas("profile", "--device", measured.profile, "--space", "none").code == 2
+    sized = hwnas("profile", "--device", measured.profile, "--model", "net.onnx", "--image-size", "64")
+    assert (sized.code, "name a --space" in sized.error) == (2, True)
 
 
 def test_networks_that_failed_are_named(hwnas: Hwnas, measured: Any) -> None:
@@ -317,6 +319,7 @@ def interrupted(hwnas: Hwnas, number: int, *args: str | Path) -> Finished:
         hwnas.argv("profile", *args, "--lut", "t.lut"),
         cwd=hwnas.folder, env=hwnas.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while visits(hwnas.folder / "t.lut") < 20:
@@ -347,14 +350,12 @@ def test_an_interrupted_profile_keeps_what_was_measured_and_goes_on(
     hwnas: Hwnas, measured: Any, number: signal.Signals
 ) -> None:
     args = ("--device", measured.profile, "--space", "proxyless-tiny")
-    slow = hwnas.folder / "slow.toml"  # the whole of it takes long enough that the signal comes in time
-    slow.write_text(measured.profile.read_text().replace("runs = 2\n", "runs = 200\n"))
-    done = interrupted(hwnas, number, "--device", slow, *args[2:])
+    done = interrupted(hwnas, number, *args)
     kept = visits(hwnas.folder / "t.lut")
     assert kept >= 20
     if number != signal.SIGKILL:
         assert done.code == 130
-        assert f"hwnas profile --device {slow}" in done.error
+        assert f"hwnas profile --device {measured.profile}" in done.error
         assert "t.lut" in done.error
     resumed = hwnas("profile", *args, "--lut", "t.lut", "--json").document
     assert resumed["entries"] == measured.done.document["entries"]

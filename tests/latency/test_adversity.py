@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -17,23 +16,17 @@ import pytest
 from quick import quick_profile, tiny_network
 
 from hwnas.latency import build
-from hwnas.latency.build import COVER_VISITS, BuildReport, _digest, build_table, overhead_network
+from hwnas.latency.build import BuildReport, build_table
 from hwnas.latency.lowering import lowering
+from hwnas.latency.plan import COVER_VISITS, digest_of, overhead_network
 from hwnas.latency.table import LatencyTable
 from hwnas.measure.process import MeasuringProcess
 from hwnas.progress import NullProgress
 
+pytestmark = pytest.mark.usefixtures("own_lock")
+
 MODELS = {"small": tiny_network(), "wide": tiny_network(16, 16)}
 KEYS = sorted({op.deployed().key for network in MODELS.values() for op in network.ops})
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The lock of these tests: other tests measure the same device at the same time."""
-    before = tempfile.tempdir
-    tempfile.tempdir = str(tmp_path_factory.mktemp("lock"))
-    yield
-    tempfile.tempdir = before
 
 
 def profile_with_worker(script: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> BuildReport:
@@ -118,7 +111,7 @@ def test_what_a_broken_worker_does_to_one_operator_is_that_operators_failure(
 def test_operators_of_a_network_whose_kernels_cannot_be_timed_are_timed_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, says: str
 ) -> None:
-    bad = f"wide {_digest(MODELS['wide'])}"
+    bad = f"wide {digest_of(MODELS['wide'])}"
     script, path = tmp_path / "worker.py", tmp_path / "t.lut"
     script.write_text(WORKER.format(do=does, wanted=f"cover {bad}", kernels=1))
     report = profile_with_worker(script, path, monkeypatch)

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,17 +20,10 @@ import pytest
 from quick import alive, kernels_of, quick_profile, tiny_network, wait_until
 
 from hwnas.errors import HwnasError
-from hwnas.latency.build import (
-    CALIBRATION_NETWORKS,
-    BuildReport,
-    build_table,
-    calibration_archs,
-    measure_missing,
-    overhead_network,
-    reference_network,
-)
+from hwnas.latency.build import BuildReport, build_table, measure_missing
 from hwnas.latency.lowering import lowering
 from hwnas.latency.model import LatencyModel
+from hwnas.latency.plan import CALIBRATION_NETWORKS, calibration_archs, overhead_network, reference_network
 from hwnas.latency.table import LatencyTable
 from hwnas.measure.lock import device_lock
 from hwnas.network import INPUT, Network, NetworkBuilder, Node
@@ -39,17 +31,10 @@ from hwnas.ops import Op
 from hwnas.progress import NullProgress
 from hwnas.spaces import get_space
 
+pytestmark = pytest.mark.usefixtures("own_lock")
+
 TINY = get_space("proxyless-tiny")
 SMALL = {"tiny": tiny_network(), "other": tiny_network(16, 16)}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The lock of these tests: other tests measure the same device at the same time."""
-    before = tempfile.tempdir
-    tempfile.tempdir = str(tmp_path_factory.mktemp("lock"))
-    yield
-    tempfile.tempdir = before
 
 
 class Notes(NullProgress):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 from quick import quick_profile
 
 from hwnas.errors import HwnasError
-from hwnas.latency.build import CALIBRATION_NETWORKS, build_table
+from hwnas.latency.build import build_table
 from hwnas.latency.check import (
     LEAST_S,
     Pair,
@@ -26,10 +24,13 @@ from hwnas.latency.check import (
     pick,
     profile_anew,
 )
+from hwnas.latency.plan import CALIBRATION_NETWORKS
 from hwnas.latency.table import LatencyTable
 from hwnas.measure.statistics import Estimate
 from hwnas.progress import NullProgress
 from hwnas.spaces import get_space
+
+pytestmark = pytest.mark.usefixtures("own_lock")
 
 PROFILE = quick_profile(min_passes=6, max_passes=6, runs=3)
 
@@ -113,15 +114,6 @@ def test_without_networks_the_operators_settle_the_level() -> None:
 
 
 # -- a real table ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The lock of these tests: other tests measure the same device at the same time."""
-    before = tempfile.tempdir
-    tempfile.tempdir = str(tmp_path_factory.mktemp("lock"))
-    yield
-    tempfile.tempdir = before
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ def test_kernels_stay_with_the_visit_of_the_network_they_were_timed_in(made: Mad
             table.add_entry("cover", "a net", NETWORK)
             for number in numbers:
                 times = {CONV.key: np.array([2.0 * factor]), WIDE.key: np.array([(4.0 + number) * factor])}
-                table.add_kernels(1, "a net", number, [7.0 * factor], times)
+                table.add_kernels(1, "a net", number, [7.0 * factor], times, dict.fromkeys(times, 1))
         return path
 
     first = add(made("a.lut", {LINEAR.key: 3.0}), 1.0, range(2))

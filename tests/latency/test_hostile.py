@@ -139,7 +139,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         table.add_entry("cover", "cover", NETWORK.to_json())
         for number in range(8):
             inside = {op.key: np.array([1.0, 2.0 + number]) for op in NETWORK.ops}
-            table.add_kernels(session, "cover", number, [3.0, 4.0], inside)
+            table.add_kernels(session, "cover", number, [3.0, 4.0], inside, dict.fromkeys(inside, 1))
     return path
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwnas.latency.build import COVER_VISITS
+from hwnas.latency.plan import COVER_VISITS
 from hwnas.latency.table import LatencyTable
 
 PROFILE = """
@@ -33,11 +33,11 @@ def say(*values, samples_ms):
 def store_and_say(table, session, role, name, number, repeats, samples_ms):
     store(table, session, role, name, number, repeats, samples_ms)
     say(session, role, name, number, repeats, samples_ms=samples_ms)
-def store_kernels_and_say(table, session, name, number, totals_ms, kernels):
-    store_kernels(table, session, name, number, totals_ms, kernels)
+def store_kernels_and_say(table, session, name, number, totals_ms, kernels, launches):
+    store_kernels(table, session, name, number, totals_ms, kernels, launches)
     say(session, "cover", name, number, 1, samples_ms=totals_ms)
     for key, samples_ms in kernels.items():
-        say(session, "operator", key, number, 1, samples_ms=samples_ms)
+        say(session, "operator", key, number, launches[key], samples_ms=samples_ms)
 LatencyTable.add_visit, LatencyTable.add_kernels = store_and_say, store_kernels_and_say
 
 passes = int(sys.argv[2])

@@ -13,9 +13,9 @@ import pytest
 from quick import kernels_of, quick_profile, tiny_network
 
 from hwnas.errors import HwnasError
-from hwnas.latency.build import calibration_archs
 from hwnas.latency.lowering import lowering
 from hwnas.latency.model import LatencyModel, profile_command
+from hwnas.latency.plan import calibration_archs
 from hwnas.latency.table import LatencyTable
 from hwnas.network import Network
 from hwnas.ops import Op

@@ -8,9 +8,9 @@ from functools import cache
 import numpy as np
 import pytest
 
-from hwnas.latency.build import CALIBRATION_NETWORKS, calibration_archs
 from hwnas.latency.covers import MOST, TIMES, cover_archs
 from hwnas.latency.lowering import lowering
+from hwnas.latency.plan import CALIBRATION_NETWORKS, calibration_archs
 from hwnas.latency.slots import Kernels, SpaceKernels
 from hwnas.ops import Op
 from hwnas.spaces import SPACES, Space, get_space

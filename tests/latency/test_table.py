@@ -454,7 +454,7 @@ def test_a_table_of_an_older_format_is_read_and_added_to(path: Path, older: Call
         table.add_visit(1, "operator", key, 0, 1, [3.0])
         assert key in table.operators()
         table.add_entry("cover", "a net", NETWORK)
-        table.add_kernels(1, "a net", 0, [5.0], {KEYS[1]: np.array([4.0])})
+        table.add_kernels(1, "a net", 0, [5.0], {KEYS[1]: np.array([4.0])}, {KEYS[1]: 1})
         assert table.inside() == {KEYS[1]: {"a net"}}
     read_everything(path)
 
@@ -464,20 +464,38 @@ def test_a_table_of_an_older_format_is_read_and_added_to(path: Path, older: Call
 
 def test_kernels_are_stored_with_their_network_all_or_none(path: Path) -> None:
     kernels = {KEYS[0]: np.array([1.0, 1.2]), Op.linear(16, 4).key: np.array([2.0, 2.0])}
+    launches = dict.fromkeys((*kernels, Op.linear(9, 9).key), 1)
     with LatencyTable.open(path, writable=True) as table:
         table.add_entry("cover", "a net", NETWORK)
-        table.add_kernels(1, "a net", 0, [3.0, 3.2], kernels)
+        table.add_kernels(1, "a net", 0, [3.0, 3.2], kernels, launches)
         assert table.inside() == {key: {"a net"} for key in kernels}
         assert len(table.visits("cover", "a net")) == 1
         assert len(table.visits("operator", KEYS[0])) == 3  # those that were timed alone
         before = table.fingerprint, table.names("operator"), table.operators()
+        spoilt = {Op.linear(9, 9).key: np.array([1.0]), KEYS[0]: ["no number"]}
         with pytest.raises(ValueError):
-            table.add_kernels(1, "a net", 1, [3.0], {Op.linear(9, 9).key: np.array([1.0]), KEYS[0]: ["no number"]})
+            table.add_kernels(1, "a net", 1, [3.0], spoilt, launches)
         with pytest.raises(KeyError, match="nowhere"):
-            table.add_kernels(1, "no such net", 1, [3.0], kernels)
+            table.add_kernels(1, "no such net", 1, [3.0], kernels, launches)
         assert (table.fingerprint, table.names("operator"), table.operators()) == before
-        table.add_kernels(1, "a net", 1, [3.0], kernels)  # and it goes on
+        table.add_kernels(1, "a net", 1, [3.0], kernels, launches)  # and it goes on
         assert len(table.visits("cover", "a net")) == 2
+
+
+def test_timing_costs_nothing_where_nothing_was_launched(path: Path) -> None:
+    """The cost of timing a kernel is taken off once for each kernel: not at all off what runs in another one's."""
+    own, shared, hidden = (Op.linear(size, 4).key for size in (16, 17, 18))
+    empty = Op.activation((1, 1, 1), "relu").key
+    with LatencyTable.open(path, writable=True) as table:
+        for name in ("overhead", "a net"):
+            table.add_entry("cover", name, NETWORK)
+        table.add_kernels(1, "overhead", 0, [0.5], {empty: np.array([0.5])}, {empty: 1})
+        kernels = {own: np.array([4.0]), shared: np.array([3.0]), hidden: np.array([1e-4])}
+        table.add_kernels(1, "a net", 1, [7.0], kernels, {own: 2, shared: 0.5, hidden: 0})
+        found = table.operators()
+    latencies = [found[key].latency_ms for key in (own, shared, hidden)]
+    assert latencies == pytest.approx([3.0, 2.75, 1e-4])
+    read_everything(path)
 
 
 HOSTILE_PLACES = (
@@ -496,7 +514,7 @@ HOSTILE_PLACES = (
 def test_a_hostile_place_is_refused_or_harmless(path: Path, place: str) -> None:
     with LatencyTable.open(path, writable=True) as table:
         table.add_entry("cover", "a net", NETWORK)
-        table.add_kernels(1, "a net", 0, [3.0], {KEYS[1]: np.array([2.0])})
+        table.add_kernels(1, "a net", 0, [3.0], {KEYS[1]: np.array([2.0])}, {KEYS[1]: 1})
     sql(path, f"UPDATE visits SET place = {place} WHERE place IS NOT NULL")
     with suppress(HwnasError):  # refused is as well
         read_everything(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,14 @@ def test_layers_become_times_of_operators_and_terms_of_their_own() -> None:
     assert not timed.unexpected
     assert set(timed.samples_ms) == {op.key for op in AsWritten()(network)}
     assert {time.kind for time in times} >= {ABSORBED, REFORMAT, GAPS}
+    # the profiler's cost is taken off once for each layer that was timed, and not for what runs in another one's
+    names = [time.node.split(".")[0] for time in times if time.kind not in (ABSORBED, *TERMS)]
+    counts = {op.key: 0.0 for op in AsWritten()(network)}
+    for index, op in enumerate(network.ops):
+        counts[op.deployed().key] += names.count(f"n{index}")
+    occurrences = Counter(op.deployed().key for op in network.ops)
+    assert timed.launches == {key: count / occurrences[key] for key, count in counts.items()}
+    assert 0.0 in timed.launches.values()
     assert set(timed.terms_ms) <= set(TERMS)
     # nothing is lost: layers and gaps are the whole run
     assert float(np.median(timed.total_ms)) == pytest.approx(3.0 * len(layers))

@@ -21,7 +21,7 @@ from tiny_images import CLASSES, write_dataset, write_images
 from torchvision.datasets import FashionMNIST  # type: ignore[import-untyped]
 
 from hwnas.errors import HwnasError, UsageError
-from hwnas.train import sources
+from hwnas.train import pixels, sources
 from hwnas.train.augment import pad_and_crop, random_flip
 from hwnas.train.data import Images, Normalisation, balanced_subset, describe_data, load_data, split_validation
 
@@ -232,7 +232,7 @@ def test_images_that_do_not_fit_are_refused_with_the_size_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_dataset(tmp_path)
-    monkeypatch.setattr(sources, "free_memory_bytes", lambda: 100_000)
+    monkeypatch.setattr(pixels, "free_memory_bytes", lambda: 100_000)
     with pytest.raises(HwnasError, match=r"60 images of 28 px need 0\.0 GiB .*--image-size"):
         load_data(f"folder:{tmp_path}")
 
