@@ -8,8 +8,8 @@ stands what a naive table says: operators timed alone one after the other, the m
 200 random splits of all networks into 30 to calibrate on and the rest. "profiled" is the time that went into what a
 profile measures, "noise" the standard error of a test network's own measurement: no error can be seen to be smaller.
 
-`--quick` is one thread, batch 1, three spaces. Tables with the raw samples and plots of predicted against measured are
-kept under `--out`. Exit code 3 where a bound is missed.
+`--quick` is one thread, batch 1, three spaces, and fewer visits of each network. Tables with the raw samples and plots
+of predicted against measured are kept under `--out`. Exit code 3 where a bound is missed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from hwnas.devices import DeviceProfile, find_profile
-from hwnas.latency.build import CALIBRATION_NETWORKS, build_table, calibration_archs
+from hwnas.latency.build import build_table
 from hwnas.latency.calibration import calibrate
 from hwnas.latency.model import LatencyModel
+from hwnas.latency.plan import CALIBRATION_NETWORKS, calibration_archs
 from hwnas.latency.table import LatencyTable, MeasuredNetwork
 from hwnas.latency.widths import NORMAL_90
 from hwnas.measure.lock import device_lock
@@ -43,6 +44,8 @@ SPACES = ("proxyless", "spos-shufflenet", "fbnet")
 TEST = "test"
 SPLITS = 200
 QUICK_VISITS = 8
+"""Of each network with `--quick`: three spaces in eight minutes; more visits lower the noise."""
+
 NAIVE_RUNS = 15
 NAIVE_S = 0.05
 
