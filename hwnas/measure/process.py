@@ -76,7 +76,8 @@ class MeasuringProcess:
 
     Args:
         profile: says which runtime with which options.
-        memory_limit_bytes: sessions are kept loaded up to this sum; the longest unused go first.
+        memory_limit_bytes: sessions are kept loaded up to this sum; the longest unused go first. None is half of what
+            is free, and of a device with memory of its own half of that.
         cache: folder where a runtime keeps what it builds; None is nowhere.
         command: how the child is started; for tests and, later, the far end of an ssh pipe.
     """
@@ -92,6 +93,7 @@ class MeasuringProcess:
         self.profile = profile
         self.cache = cache
         self.memory_limit_bytes = memory_limit_bytes or free_memory_bytes() // 2
+        self._limit_given = memory_limit_bytes is not None
         self.describe: dict[str, Any] = {}
         self._command = command
         self._child: subprocess.Popen[bytes] | None = None
@@ -243,6 +245,9 @@ class MeasuringProcess:
         if not isinstance(describe, dict):
             raise MeasurementError(f"it does not say what it measures: {str(describe)[:80]}")
         self.describe = describe
+        own_memory = describe.get("memory_bytes")
+        if isinstance(own_memory, int) and not self._limit_given:
+            self.memory_limit_bytes = own_memory // 2
 
     def _ask(
         self, request: dict[str, Any], timeout_s: float | None = None, payload: bytes | None = None

@@ -71,6 +71,7 @@ class Worker:
         if self.runtime is None:
             raise RuntimeError("load before open")
         model = request["payload"]
+        self.do_unload(request)  # of that name, from a load that failed half way
         if request["role"] == "kernels":
             self.clocks[request["name"]] = self.runtime.load_kernels(model)
             return {"repeats": 1}
@@ -93,9 +94,18 @@ class Worker:
         return {"shape": list(output.shape), "output": base64.b64encode(output.tobytes()).decode()}
 
     def do_unload(self, request: dict[str, Any]) -> dict[str, Any]:
-        self.sessions.pop(request["name"], None)
-        self.clocks.pop(request["name"], None)
+        for known in (self.sessions, self.clocks):
+            loaded: Session | KernelClock | None = known.pop(request["name"], None)
+            if loaded is not None:
+                loaded.close()
         return {}
+
+    def close(self) -> None:
+        """Gives everything back, the device last."""
+        for name in (*self.sessions, *self.clocks):
+            self.do_unload({"name": name})
+        if self.runtime is not None:
+            self.runtime.close()
 
 
 def _used(error: ImportError) -> str:
@@ -108,12 +118,15 @@ def _used(error: ImportError) -> str:
 def serve(requests: IO[bytes], answers: IO[str]) -> None:
     """Answers until the requests end."""
     worker = Worker()
-    for line in requests:
-        request = json.loads(line)
-        if "payload" in request:
-            request["payload"] = _exactly(requests, int(request["payload"]))
-        answers.write(json.dumps(worker.answer(request)) + "\n")
-        answers.flush()
+    try:
+        for line in requests:
+            request = json.loads(line)
+            if "payload" in request:
+                request["payload"] = _exactly(requests, int(request["payload"]))
+            answers.write(json.dumps(worker.answer(request)) + "\n")
+            answers.flush()
+    finally:
+        worker.close()
 
 
 def _exactly(requests: IO[bytes], count: int) -> bytes:

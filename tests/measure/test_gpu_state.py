@@ -45,7 +45,7 @@ def test_it_waits_until_the_clock_has_settled() -> None:
 
 
 def test_where_nvml_says_nothing_nothing_is_known() -> None:
-    watch = GpuWatch(999)
+    watch = GpuWatch("0000:00:00.0")
     assert not watch.available
     assert watch.why_not
     assert watch.read() == GpuState(None, None, None, None, 0)

@@ -28,6 +28,9 @@ class Session(ABC):
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """The first output for a batch of images; networks only."""
 
+    def close(self) -> None:  # noqa: B027 (on a CPU the memory goes with the object)
+        """Gives back what the model holds on the device."""
+
 
 @dataclass(frozen=True, slots=True)
 class KernelTime:
@@ -53,6 +56,9 @@ class KernelClock(ABC):
     @abstractmethod
     def time_kernels(self, runs: int) -> list[KernelTime]:
         """Every kernel in `runs` runs, interrupted ones left out, after some that are not timed."""
+
+    def close(self) -> None:  # noqa: B027 (on a CPU the memory goes with the object)
+        """Gives back what the model holds on the device."""
 
 
 class Runtime(ABC):

@@ -34,12 +34,28 @@ class Gpu:
         capability: as in ``SM89``.
         processors: streaming multiprocessors.
         l2_bytes: of its second level cache.
+        memory_bytes: of all its memory.
+        bus: where it is plugged in, as ``0000:65:00.0``: the driver's tools may count GPUs otherwise than CUDA does.
     """
 
     name: str
     capability: str
     processors: int
     l2_bytes: int
+    memory_bytes: int
+    bus: str
+
+
+class Replay(ABC):
+    """A captured graph: each call puts it into the stream. It holds device memory until it is closed."""
+
+    @abstractmethod
+    def __call__(self) -> None:
+        """Puts it into the stream."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Destroys it."""
 
 
 class Cuda(ABC):
@@ -77,6 +93,10 @@ class Cuda(ABC):
         """An event that takes the time."""
 
     @abstractmethod
+    def free_event(self, event: Any) -> None:
+        """Destroys an event."""
+
+    @abstractmethod
     def record(self, event: Any) -> None:
         """Records the event in the stream."""
 
@@ -84,7 +104,7 @@ class Cuda(ABC):
     def elapsed_ms(self, start: Any, end: Any) -> float:
         """Time between two events that have happened."""
 
-    def capture(self, enqueue: Callable[[], object]) -> Callable[[], None] | None:
+    def capture(self, enqueue: Callable[[], object]) -> Replay | None:
         """What replays as one CUDA graph that which `enqueue` puts into the stream; None where that is not possible."""
         del enqueue
         return None
@@ -92,6 +112,19 @@ class Cuda(ABC):
     @abstractmethod
     def close(self) -> None:
         """Releases the stream."""
+
+
+class _BindingsReplay(Replay):
+    def __init__(self, call: Callable[..., Any], ready: Any, stream: Any) -> None:
+        self._call, self._ready, self._stream = call, ready, stream
+
+    def __call__(self) -> None:
+        self._call("cudaGraphLaunch", self._ready, self._stream)
+
+    def close(self) -> None:
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            self._call("cudaGraphExecDestroy", ready)
 
 
 class BindingsCuda(Cuda):
@@ -114,10 +147,12 @@ class BindingsCuda(Cuda):
         name = self._call("cudaGetDeviceProperties", device).name
         major = attribute("cudaDevAttrComputeCapabilityMajor")
         self.gpu = Gpu(
-            (name.decode() if isinstance(name, bytes) else str(name)).strip("\0 "),
+            _text(name),
             f"SM{major}{attribute('cudaDevAttrComputeCapabilityMinor')}",
             attribute("cudaDevAttrMultiProcessorCount"),
             attribute("cudaDevAttrL2CacheSize"),
+            int(self._call("cudaMemGetInfo")[1]),
+            _text(self._call("cudaDeviceGetPCIBusId", 16, device)),
         )
         self._stream = self._call("cudaStreamCreateWithFlags", self._rt.cudaStreamNonBlocking)
 
@@ -125,7 +160,7 @@ class BindingsCuda(Cuda):
         code, *results = getattr(self._rt, name)(*arguments)
         if int(code) != 0:
             raise RuntimeError(f"{name}: {getattr(code, 'name', code)}")
-        return results[0] if results else None
+        return results[0] if len(results) == 1 else results
 
     @property
     def stream(self) -> int:
@@ -153,6 +188,9 @@ class BindingsCuda(Cuda):
     def new_event(self) -> Any:
         return self._call("cudaEventCreate")
 
+    def free_event(self, event: Any) -> None:
+        self._call("cudaEventDestroy", event)
+
     def record(self, event: Any) -> None:
         self._call("cudaEventRecord", event, self._stream)
 
@@ -160,7 +198,7 @@ class BindingsCuda(Cuda):
         self._call("cudaEventSynchronize", end)
         return float(self._call("cudaEventElapsedTime", start, end))
 
-    def capture(self, enqueue: Callable[[], object]) -> Callable[[], None] | None:
+    def capture(self, enqueue: Callable[[], object]) -> Replay | None:
         mode = self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self._stream, mode)
         try:
@@ -175,7 +213,7 @@ class BindingsCuda(Cuda):
             return None
         finally:
             self._call("cudaGraphDestroy", graph)
-        return lambda: self._call("cudaGraphLaunch", ready, self._stream)
+        return _BindingsReplay(self._call, ready, self._stream)
 
     def close(self) -> None:
         self._call("cudaStreamDestroy", self._stream)
@@ -200,6 +238,8 @@ class PyCuda(Cuda):
             f"SM{major}{minor}",
             found.get_attribute(kinds.MULTIPROCESSOR_COUNT),
             found.get_attribute(kinds.L2_CACHE_SIZE),
+            found.total_memory(),
+            found.pci_bus_id(),
         )
         self._context = found.retain_primary_context()
         self._context.push()
@@ -232,6 +272,9 @@ class PyCuda(Cuda):
     def new_event(self) -> Any:
         return self._driver.Event()
 
+    def free_event(self, event: Any) -> None:
+        del event  # pycuda destroys it with the last reference
+
     def record(self, event: Any) -> None:
         event.record(self._stream)
 
@@ -240,7 +283,15 @@ class PyCuda(Cuda):
         return float(start.time_till(end))
 
     def close(self) -> None:
+        for address in list(self._memory):
+            self.free(address)
+        self._stream = None
         self._context.pop()
+        self._context.detach()
+
+
+def _text(name: Any) -> str:
+    return (name.decode() if isinstance(name, bytes) else str(name)).strip("\0 ")
 
 
 PACKAGES: dict[str, Callable[[int], Cuda]] = {"cuda.bindings.runtime": BindingsCuda, "pycuda.driver": PyCuda}

@@ -55,9 +55,14 @@ def disturbed(before: GpuState, after: GpuState) -> str:
 
 
 class GpuWatch:
-    """Reads the state of one GPU. Where NVML cannot be had every reading says nothing, and nothing is repeated."""
+    """Reads the state of one GPU. Where NVML cannot be had every reading says nothing, and nothing is repeated.
 
-    def __init__(self, device: int = 0) -> None:
+    Args:
+        bus: where the GPU is plugged in (`hwnas.measure.runtimes.cuda.Gpu`): NVML counts those too that
+            CUDA_VISIBLE_DEVICES hides, in an order of its own.
+    """
+
+    def __init__(self, bus: str) -> None:
         self._nvml: Any = None
         self._handle: Any = None
         self.why_not = ""
@@ -65,7 +70,7 @@ class GpuWatch:
             import pynvml
 
             pynvml.nvmlInit()
-            self._handle = pynvml.nvmlDeviceGetHandleByIndex(device)
+            self._handle = pynvml.nvmlDeviceGetHandleByPciBusId(bus)
             self._nvml = pynvml
         except ImportError:
             self.why_not = "nvidia-ml-py is not installed"

@@ -51,7 +51,7 @@ class TensorRt(Runtime):
             self.cuda = open_cuda(device)
         except NoGpu as error:
             raise NoGpu(f"{error}; {CPU_WORKS}") from None
-        self.watch = GpuWatch(device)
+        self.watch = GpuWatch(self.cuda.gpu.bus)
         self._cache = EngineCache(cache)
 
     def describe(self) -> dict[str, str | int]:
@@ -65,10 +65,18 @@ class TensorRt(Runtime):
             "threads": 1,
             "kernels": 1,
             "compute_capability": gpu.capability,
+            "memory_bytes": gpu.memory_bytes,
         }
 
     def load_network(self, model: bytes) -> Session:
-        builds = [self._loaded(model, build) for build in range(BUILDS)]
+        builds: list[Loaded] = []
+        try:
+            for build in range(BUILDS):
+                builds.append(self._loaded(model, build))
+        except BaseException:
+            for loaded in builds:
+                loaded.release()
+            raise
         return EngineSession(builds, self.cuda, self.watch)
 
     def load_operator(self, model: bytes, min_run_ms: float) -> Session:

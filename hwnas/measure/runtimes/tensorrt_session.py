@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.measure.runtimes.base import KernelClock, KernelTime, Session
-from hwnas.measure.runtimes.cuda import Cuda, numpy_type, rotation
+from hwnas.measure.runtimes.cuda import Cuda, Replay, numpy_type, rotation
 from hwnas.measure.runtimes.gpu_state import GpuWatch, settle, undisturbed
 from hwnas.measure.runtimes.tensorrt_build import BuildError
 from hwnas.measure.runtimes.tensorrt_layers import kernel_times, layers_of_inspector
@@ -39,13 +39,20 @@ class Loaded:
         if loaded is None:
             raise BuildError("the engine does not load: it was built for another GPU or version, or memory is short")
         self.engine: trt.ICudaEngine = loaded
-        self.context: trt.IExecutionContext = self.engine.create_execution_context()
+        context = self.engine.create_execution_context()
+        if context is None:
+            raise BuildError("the engine has no room to run: memory of the GPU is short")
+        self.context: trt.IExecutionContext = context
         self.inputs: dict[str, NDArray[Any]] = {}
         self.outputs: dict[str, NDArray[Any]] = {}
         self._bound: dict[str, int] = {}
         self._copies: list[dict[str, int]] = []
         self._turn = 0
-        self._bind()
+        try:
+            self._bind()
+        except BaseException:
+            self.release()
+            raise
 
     def _bind(self) -> None:
         rng = np.random.default_rng(0)
@@ -61,11 +68,11 @@ class Loaded:
                 self.outputs[name] = np.zeros(shape, kind)
         copies = rotation(sum(values.nbytes for values in self.inputs.values()), self._cuda.gpu.l2_bytes)
         for _ in range(copies):
-            addresses = {}
+            addresses: dict[str, int] = {}
+            self._copies.append(addresses)  # before it is filled: what fails half way is given back too
             for name, values in self.inputs.items():
                 addresses[name] = self._cuda.allocate(values.nbytes)
                 self._cuda.upload(addresses[name], values)
-            self._copies.append(addresses)
         for name, values in self.outputs.items():
             self._bound[name] = self._cuda.allocate(values.nbytes)
             self.context.set_tensor_address(name, self._bound[name])
@@ -118,10 +125,14 @@ class Loaded:
         return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
     def release(self) -> None:
-        """Gives the memory back."""
+        """Gives the memory back, of tensors and of the engine: its context goes first, which points into it."""
+        self._cuda.synchronise()  # nothing may still run in what is given back
         for address in (*self._bound.values(), *(address for copy in self._copies for address in copy.values())):
             self._cuda.free(address)
         self._bound, self._copies = {}, []
+        for name in ("context", "engine", "_runtime"):
+            if hasattr(self, name):
+                delattr(self, name)
 
 
 class EngineSession(Session):
@@ -134,38 +145,45 @@ class EngineSession(Session):
 
     def __init__(self, builds: Sequence[Loaded], cuda: Cuda, watch: GpuWatch, *, min_run_ms: float = 0.0) -> None:
         self._builds, self._cuda, self._watch = builds, cuda, watch
-        self._start, self._end = cuda.new_event(), cuda.new_event()
+        self._events = [cuda.new_event() for _ in range(2)]
+        self._graphs: list[Replay] = []
         self.spread = 0.0
         self.state: dict[str, Any] = {}
         self.repeats = 1
-        self._replays = [self._captured(build) for build in builds]
-        if min_run_ms > 0:
-            single = min(self._times(0, 5))
-            self.repeats = min(MAX_REPEATS, max(1, math.ceil(min_run_ms / max(1e-4, single))))
+        try:
+            self._replays = [self._captured(build) for build in builds]
+            if min_run_ms > 0:
+                single = min(self._times(0, 5))
+                self.repeats = min(MAX_REPEATS, max(1, math.ceil(min_run_ms / max(1e-4, single))))
+        except BaseException:
+            self.close()
+            raise
 
-    def _captured(self, build: Loaded) -> list[Callable[[], object]]:
+    def _captured(self, build: Loaded) -> Sequence[Callable[[], object]]:
         """For each copy of the inputs what runs one inference on it: the replay of a graph, else the enqueue."""
         build.enqueue()  # what is captured must have run once
         self._cuda.synchronise()
-        replays: list[Callable[[], object]] = []
+        replays: list[Replay] = []
         for copy in range(build.copies):
             build.take(copy)
             capturable = build.context.is_stream_capturable(self._cuda.stream) if _says_capturable(build) else True
             replay = self._cuda.capture(build.enqueue) if capturable else None
             if replay is None:  # the engine cannot be captured: no copy can
                 return [build.enqueue_next]
+            self._graphs.append(replay)
             replays.append(replay)
         return replays
 
     def _times(self, build: int, runs: int) -> list[float]:
         replays = self._replays[build]
+        start, end = self._events
         samples = []
         for run in range(runs):
-            self._cuda.record(self._start)
+            self._cuda.record(start)
             for repeat in range(self.repeats):
                 replays[(run * self.repeats + repeat) % len(replays)]()
-            self._cuda.record(self._end)
-            samples.append(self._cuda.elapsed_ms(self._start, self._end))
+            self._cuda.record(end)
+            samples.append(self._cuda.elapsed_ms(start, end))
         return samples
 
     def time_ms(self, runs: int) -> list[float]:
@@ -183,9 +201,14 @@ class EngineSession(Session):
         return self._builds[0].compute(image)
 
     def close(self) -> None:
-        """Gives the memory of the builds back."""
+        self._cuda.synchronise()
+        for graph in self._graphs:  # before the memory that they point to
+            graph.close()
         for build in self._builds:
             build.release()
+        for event in self._events:
+            self._cuda.free_event(event)
+        self._builds, self._replays, self._graphs, self._events = (), [], [], []
 
 
 def _says_capturable(build: Loaded) -> bool:
@@ -200,8 +223,13 @@ class EngineClock(KernelClock):
     """
 
     def __init__(self, engine: bytes, cuda: Cuda, watch: GpuWatch) -> None:
-        self._build, self._cuda = Loaded(engine, cuda), cuda
+        self._cuda = cuda
         self._whole = EngineSession([Loaded(engine, cuda)], cuda, watch)
+        try:
+            self._build = Loaded(engine, cuda)
+        except BaseException:
+            self._whole.close()
+            raise
         self._layers = layers_of_inspector(self._build.layers_json())
         self._times: dict[str, list[float]] = {}
         self._profiler = _new_profiler(self._times)  # TensorRT keeps no reference
@@ -215,6 +243,10 @@ class EngineClock(KernelClock):
             self._cuda.synchronise()
         times = {name: samples[-runs:] for name, samples in self._times.items() if len(samples) >= runs}
         return kernel_times(self._layers, times, whole)
+
+    def close(self) -> None:
+        self._whole.close()
+        self._build.release()
 
 
 def _new_profiler(times: dict[str, list[float]]) -> trt.IProfiler:
