@@ -28,14 +28,17 @@ SPACES = ("proxyless", "fbnet", "spos-shufflenet")
 
 SPACE_NAMES = f"{', '.join(SPACES[:-1])} or {SPACES[-1]}; each has a NAME-tiny for images up to 64 pixels"
 
+RUNTIMES = "onnxruntime, openvino, tensorrt or tensorrt_rtx"
+"""What help texts say of the runtimes, here so that help need not import them."""
+
 
 def device_options(function: Function) -> Function:
     """The options that say on what, and how, is measured."""
     decorators = (
-        option("--device", metavar="DEVICE", help="A profile's name or a path to one  [default: cpu]"),
+        option("--device", metavar="DEVICE", help="A profile (cpu, cuda, rtx, …) or a path to one  [default: cpu]"),
         option("--batch", type=click.IntRange(1), metavar="N", help="Images in one run  [default: the profile's]"),
-        option("--precision", metavar="NAME", help="fp32 (the only one in this version)"),
-        option("--runtime", metavar="NAME", help="onnxruntime or openvino  [default: the profile's]"),
+        option("--precision", metavar="NAME", help="fp32; on a GPU fp16 or int8 too  [default: the profile's]"),
+        option("--runtime", metavar="NAME", help=f"{RUNTIMES}  [default: the profile's]"),
         option("--threads", type=click.IntRange(0), metavar="N", help="0 is all cores  [default: the profile's]"),
     )
     for decorator in reversed(decorators):
@@ -95,6 +98,7 @@ def chosen_table(
     from hwnas.latency.shipped import table_file
     from hwnas.latency.slots import SpaceKernels
     from hwnas.latency.table import LatencyTable, list_tables
+    from hwnas.measure.hardware import device_name
 
     if lut is not None:
         return table_file(lut)
@@ -107,18 +111,22 @@ def chosen_table(
                 if not {op.key for op in wanted} <= set(table.names("operator")):
                     continue
         terminal.default("--lut", info.path, "the newest that fits")
+        if profile is not None and device_name(profile.device) is None:
+            terminal.note(f"there is no such device here: latencies are those of {info.header['device']}")
         return info.path
     return None
 
 
 def _fits(header: Mapping[str, Any], profile: DeviceProfile, given: Mapping[str, Any]) -> bool:
-    from hwnas.measure.hardware import cpu_name
+    from hwnas.measure.hardware import device_name
 
     wanted = {key: value for key, value in given.items() if value is not None}
     if "threads" in wanted:  # a table says how many there were, never 0 for all cores
         wanted["threads"] = profile.override(threads=wanted["threads"]).thread_count
     mine = header["profile"]["name"] == profile.name and header["runtime"] == profile.runtime
-    return mine and header["device"] == cpu_name() and all(header[key] == value for key, value in wanted.items())
+    # where there is no such device, as with a GPU's table on a laptop, whatever it was measured on is meant
+    mine = mine and device_name(profile.device) in (None, header["device"])
+    return mine and all(header[key] == value for key, value in wanted.items())
 
 
 def named_table(terminal: Terminal, lut: Path, device: str | None) -> Path:
@@ -129,24 +137,25 @@ def named_table(terminal: Terminal, lut: Path, device: str | None) -> Path:
     Raises:
         HwnasError: `device` was named too, and the table is of another one or of another runtime.
     """
-    from hwnas.devices import find_profile
+    from hwnas.devices import GPU_RUNTIMES, find_profile
     from hwnas.latency.shipped import table_file
     from hwnas.latency.table import LatencyTable
-    from hwnas.measure.hardware import cpu_name
+    from hwnas.measure.hardware import device_name
 
     lut = table_file(lut)
-    here = cpu_name()  # every profile of this version measures this machine's CPU
     profile = find_profile(device) if device is not None else None  # a misspelt one is an error with a table too
     if lut.exists():
         with LatencyTable.open(lut) as table:
             measured, runtime = table.header["device"], table.header["runtime"]
-        if measured != here and device is not None:
+        here = device_name(profile.device if profile else "cuda" if runtime in GPU_RUNTIMES else "cpu")
+        if here is not None and measured != here and device is not None:
             raise HwnasError(f"{lut} was measured on {measured}, --device {device} is {here}: leave one of them out")
         if profile is not None and runtime != profile.runtime:
             raise HwnasError(f"{lut} was measured with {runtime}, --device {device} is {profile.runtime}: "
                              "leave one of them out")  # fmt: skip
         if measured != here:
-            terminal.note(f"latencies are those of {measured}, where {lut} was measured; this machine is {here}")
+            terminal.note(f"latencies are those of {measured}, where {lut} was measured; this machine "
+                          f"{'is ' + here if here else 'has no such device'}")  # fmt: skip
     return lut
 
 

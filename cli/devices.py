@@ -15,7 +15,7 @@ from .terminal import Terminal, milliseconds
 
 
 @click.command("devices", cls=Command)
-@option("--self-test", metavar="DEVICE", help="Measure one small network on DEVICE.")
+@option("--self-test", metavar="DEVICE", help="Build, run, profile, predict and verify a small space on DEVICE.")
 @common
 @click.pass_obj
 def command(terminal: Terminal, self_test: str | None) -> None:
@@ -25,6 +25,7 @@ def command(terminal: Terminal, self_test: str | None) -> None:
     Example:
       hwnas devices
       hwnas devices --self-test cpu
+      hwnas devices --self-test cuda
     """
     from hwnas.devices import available_runtimes
 

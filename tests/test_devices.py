@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import importlib.util
 import os
 import tomllib
 from pathlib import Path
@@ -241,4 +242,7 @@ def test_without_a_gpu_each_says_why_not(name: str) -> None:
     else:
         assert "no NVIDIA driver" in caught.value.reason
         assert "--device cpu" in caught.value.reason
-        assert caught.value.fix.startswith("pip install 'hwnas[tensorrt")
+        assert caught.value.fix.startswith("apt-get install nvidia-driver")
+        # what is installed already is not to be installed again
+        missing = importlib.util.find_spec(find_profile(name).runtime) is None
+        assert ("pip install 'hwnas[tensorrt" in caught.value.fix) == missing

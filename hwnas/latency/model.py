@@ -280,4 +280,5 @@ def profile_command(space: Space, model: LatencyModel) -> str:
 
 def bound_options(header: dict[str, object]) -> str:
     """Options that make a command measure as the table was measured."""
-    return f"--batch {header['batch_size']} --threads {header['threads']}"
+    precision = "" if header["precision"] == "fp32" else f" --precision {header['precision']}"
+    return f"--batch {header['batch_size']} --threads {header['threads']}{precision}"

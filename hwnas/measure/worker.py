@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib.util
 import json
 import os
 import select
@@ -64,7 +65,7 @@ class Worker:
         try:
             self.runtime = RUNTIMES[name](request["options"])
         except ImportError as error:
-            return {"ok": False, "error": f"{name} cannot be {_used(error)} here ({error})", "fix": INSTALL[name]}
+            return {"ok": False, **_missing(name, error)}
         return {"describe": self.runtime.describe()}
 
     def do_load(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -108,11 +109,15 @@ class Worker:
             self.runtime.close()
 
 
-def _used(error: ImportError) -> str:
-    """What failed: a module, or the hardware that it needs."""
-    from hwnas.measure.runtimes.cuda import NoGpu
+def _missing(name: str, error: ImportError) -> dict[str, str]:
+    """Why a runtime cannot be used here, and what mends it: packages, the driver, or neither where there is no GPU."""
+    from hwnas.measure.runtimes.cuda import DRIVER, NO_DRIVER, OLD_DRIVER, NoGpu
 
-    return "used" if isinstance(error, NoGpu) else "imported"
+    if not isinstance(error, NoGpu):
+        return {"error": f"{name} cannot be imported here ({error})", "fix": INSTALL[name]}
+    driver = str(error).startswith((NO_DRIVER, OLD_DRIVER))
+    package = [] if importlib.util.find_spec(name) else [INSTALL[name]]
+    return {"error": f"{name} cannot be used here ({error})", "fix": " && ".join([DRIVER] * driver + package)}
 
 
 def serve(requests: IO[bytes], answers: IO[str]) -> None:

@@ -18,6 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 NO_DRIVER = "no NVIDIA driver"
+OLD_DRIVER = "the NVIDIA driver is too old for the CUDA of the packages that are installed"
+DRIVER = "apt-get install nvidia-driver"
+"""What mends a driver that is missing or too old, on Debian."""
+
 INSUFFICIENT_DRIVER, NO_DEVICE = 35, 100
 
 
@@ -135,7 +139,7 @@ class BindingsCuda(Cuda):
         count = self._rt.cudaGetDeviceCount()
         code = int(count[0])
         if code in (INSUFFICIENT_DRIVER, NO_DEVICE) or (code == 0 and not count[1]):
-            raise NoGpu(NO_DRIVER if code == INSUFFICIENT_DRIVER else "no NVIDIA GPU")
+            raise NoGpu(OLD_DRIVER if code == INSUFFICIENT_DRIVER else "no NVIDIA GPU")
         if code == 0 and device >= count[1]:
             raise NoGpu(f"no GPU number {device}: there are {count[1]}")
         self._call("cudaSetDevice", device)

@@ -44,7 +44,7 @@ class TensorRt(Runtime):
         self, library: str, device: int, precision: str, options: BuildOptions, cache: Path | None = None
     ) -> None:
         if not driver_is_here():  # told first: without it nothing else would help
-            raise NoGpu(f"{NO_DRIVER}; {CPU_WORKS}")
+            raise NoGpu(f"{NO_DRIVER}, see nvidia.com/drivers; {CPU_WORKS}")
         self.library, self.precision, self.options = library, precision, options
         self.version = use(library)
         try:
