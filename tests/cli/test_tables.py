@@ -22,6 +22,7 @@ from hwnas.devices import find_profile
 from hwnas.latency.model import MIN_GROUP
 from hwnas.measure.hardware import cpu_name
 from hwnas.measure.onnx_models import network_to_onnx
+from hwnas.measure.runtimes.cuda import driver_is_here
 
 CPU_MODEL = {"device", "runtime", "precision", "batch_size", "threads"}
 
@@ -58,9 +59,17 @@ def test_devices(hwnas: Hwnas) -> None:
 
 
 def test_devices_self_test(hwnas: Hwnas) -> None:
-    (entry,) = hwnas("devices", "--self-test", "cpu", "--json").document
+    done = hwnas("devices", "--self-test", "cpu", "--json")
+    (entry,) = done.document
     assert set(entry) >= DEVICES
     assert entry["reference_ms"] > 0
+    assert entry["output_rel_diff"] < 1e-3
+    assert (entry["entries"] > 50, entry["failed"]) == (True, 0)
+    assert entry["low_ms"] < entry["predicted_ms"] < entry["high_ms"]
+    assert entry["passed"] == (done.code == 0) == (not entry["problems"])  # a busy machine may be predicted badly
+    if not driver_is_here():
+        without = hwnas("devices", "--self-test", "rtx")
+        assert (without.code, "no NVIDIA driver" in without.error, "--device cpu" in without.error) == (1, True, True)
     assert hwnas("devices", "--self-test", "toaster").code == 2
 
 
