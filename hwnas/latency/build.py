@@ -250,7 +250,9 @@ def _run_passes(
             if role == "cover":
                 timed = assign(steps[name], visit.kernels)
                 surprises.update(dict.fromkeys(timed.unexpected))
-                table.add_kernels(session, name, visit.number, visit.samples_ms, timed.samples_ms, timed.launches)
+                table.add_kernels(
+                    session, name, visit.number, visit.samples_ms, timed.samples_ms | timed.terms_ms, timed.launches
+                )
             else:
                 table.add_visit(session, role, name, visit.number, visit.entry.repeats, visit.samples_ms)
             if role == "reference":

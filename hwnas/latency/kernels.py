@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.latency.lowering import Step
+from hwnas.latency.terms import LAYERS
 from hwnas.measure.onnx_models import node_prefix
-from hwnas.measure.runtimes.base import KernelTime
-from hwnas.measure.runtimes.tensorrt_layers import ABSORBED, TERMS
+from hwnas.measure.runtimes.base import WHOLE, KernelTime
+from hwnas.measure.runtimes.tensorrt_layers import ABSORBED, NOBODYS
 from hwnas.ops import Op
 
 CONVERSIONS = {"ReorderInput": "to_blocked", "ReorderOutput": "to_plain"}
@@ -33,7 +34,8 @@ class Timed:
         launches: as how many kernels each of these operators is run, the mean over its occurrences: a shuffle of
             channels is three, what runs inside another operator's kernel is none.
         total_ms: in each run, of all kernels.
-        terms_ms: what a run takes that is no operator's, in each run, by kind (`tensorrt_layers.TERMS`).
+        terms_ms: where the network was timed as a whole too, for each of `terms.TERMS` the durations in each run;
+            `launches` has as how many kernels.
         unexpected: what the runtime runs otherwise than lowering assumes, for people; empty where it all fits.
     """
 
@@ -55,9 +57,11 @@ def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
     unexpected: list[str] = []
     own: dict[str, list[KernelTime]] = {}
     terms: dict[str, list[NDArray[np.float64]]] = {}
+    kernels = 0
     converted: Counter[str] = Counter()
     for time in times:
-        if time.kind in TERMS:  # no operator's: launches, and conversions that belong to none
+        kernels += time.kind not in (WHOLE, ABSORBED)
+        if time.kind == WHOLE or time.kind in NOBODYS:
             terms.setdefault(time.kind, []).append(np.asarray(time.samples_ms))
         elif time.kind in CONVERSIONS:
             shape = time.input_shape if time.kind == "ReorderInput" else time.output_shape
@@ -84,10 +88,14 @@ def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
         if converted[key] != assumed[key]:
             unexpected.append(f"{key}: {converted[key]} run, {assumed[key]} assumed")
             found.pop(key, None)
-    total = np.sum([time.samples_ms for time in times], axis=0)
+    total = np.sum([time.samples_ms for time in times if time.kind != WHOLE], axis=0)
     means = {key: np.maximum(np.mean(samples, axis=0), SHORTEST_MS) for key, samples in found.items()}
-    summed = {kind: np.sum(samples, axis=0) for kind, samples in terms.items()}
-    return Timed(means, {key: _mean(launches[key]) for key in means}, total, tuple(unexpected), summed)
+    counts: dict[str, float] = {key: _mean(launches[key]) for key in means}
+    summed = {}
+    if WHOLE in terms:
+        summed = {kind: np.sum(samples, axis=0) for kind, samples in terms.items()} | {LAYERS: total}
+        counts |= {kind: len(samples) for kind, samples in terms.items()} | {LAYERS: kernels}
+    return Timed(means, counts, total, tuple(unexpected), summed)
 
 
 def _mean(counts: Sequence[int]) -> float:

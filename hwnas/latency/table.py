@@ -28,6 +28,7 @@ from hwnas.latency import trust
 from hwnas.latency.imported import BLOCK, Imported, stated
 from hwnas.latency.levels import OVERHEAD_KEYS, Levels, NetworkVisit
 from hwnas.latency.table_file import FORMAT, make_file, open_file, upgrade
+from hwnas.latency.terms import TERMS
 from hwnas.measure.statistics import ESTIMATOR, Estimate, estimate
 from hwnas.network import Network
 
@@ -247,7 +248,7 @@ class LatencyTable:
     def seconds(self, counted: Callable[[str], bool]) -> float:
         """About how long the visits of those entries took whose names are `counted`, loading included."""
         query = """SELECT session, name, at FROM visits JOIN entries ON entry = entries.id
-                   WHERE role != 'operator' OR place IS NULL ORDER BY visits.id"""
+                   WHERE place IS NULL ORDER BY visits.id"""
         rows = self._select(query)
         gaps = [(now, name, at - before) for (then, _, before), (now, name, at) in pairwise(rows) if now == then]
         return float(sum(gap for _, name, gap in gaps if counted(name)))
@@ -259,7 +260,7 @@ class LatencyTable:
         query = """SELECT DISTINCT operators.name, covers.name FROM visits AS kernel
                    JOIN visits AS whole ON kernel.place = whole.id
                    JOIN entries AS operators ON kernel.entry = operators.id
-                   JOIN entries AS covers ON whole.entry = covers.id"""
+                   JOIN entries AS covers ON whole.entry = covers.id WHERE operators.role = 'operator'"""
         found: dict[str, set[str]] = {}
         for key, name in self._select(query):
             found.setdefault(key, set()).add(name)
@@ -289,7 +290,7 @@ class LatencyTable:
         Those that were timed inside networks are as they were there, the others as they are alone.
         """
         if self._cache is None:
-            inside = self._levels.kernels(self._timed_inside())
+            inside = self._levels.kernels(self._timed_inside("operator"))
             self._cache = {**stated(self._imported("operator")), **self._alone(), **inside}
         return self._cache
 
@@ -316,13 +317,18 @@ class LatencyTable:
             raise HwnasError(trust.damaged(self.path))
         return tuple(shape)
 
-    def _timed_inside(self) -> Iterator[tuple[str, int, float, NDArray[np.float64]]]:
-        """Operators inside networks: key, visit of the network, kernels that it is run as, durations."""
+    def terms(self) -> list[tuple[Network, dict[str, float]]]:
+        """Networks that were timed whole and by kernels, with what their runs take that no operator does, in ms."""
+        found = self._levels.terms(self._timed_inside("operator"), self._timed_inside("term"))
+        return [(trust.network(self.path, self.content("cover", name)), terms) for name, terms in found.items()]
+
+    def _timed_inside(self, role: str) -> Iterator[tuple[str, int, float, NDArray[np.float64]]]:
+        """Operators, or terms, inside networks: name, visit of the network, kernels that it is run as, durations."""
         if self._format < 3:
             return
         query = """SELECT name, place, repeats, samples_ms FROM visits JOIN entries ON entry = entries.id
-                   WHERE role = 'operator' AND place IS NOT NULL ORDER BY visits.id"""
-        for name, place, launches, blob in self._select(query):
+                   WHERE role = ? AND place IS NOT NULL ORDER BY visits.id"""
+        for name, place, launches, blob in self._select(query, role):
             yield name, place, trust.launches(self.path, launches), trust.samples(self.path, blob)
 
     def _alone(self) -> dict[str, Estimate]:
@@ -468,7 +474,7 @@ class LatencyTable:
         Args:
             session, number: of the visit.
             totals_ms: of all kernels, in each run.
-            kernels: by operator key, the durations in each run.
+            kernels: by operator key, the durations in each run; by the names of `TERMS` those of what is none.
             launches: by operator key, as how many kernels it is run, each of which timing makes dearer; the column
                 `repeats` has it.
         """
@@ -478,10 +484,9 @@ class LatencyTable:
                 shown = np.maximum(totals_ms, SHORTEST_MS)  # a clock of whole microseconds may show nothing
                 place = self._insert_visit(db, session, "cover", name, number, 1, shown)
                 for key, samples in kernels.items():
-                    db.execute(
-                        "INSERT OR IGNORE INTO entries (role, name, content) VALUES ('operator', ?, '{}')", (key,)
-                    )
-                    self._insert_visit(db, session, "operator", key, number, launches[key], samples, place)
+                    role = "term" if key in TERMS else "operator"
+                    db.execute("INSERT OR IGNORE INTO entries (role, name, content) VALUES (?, ?, '{}')", (role, key))
+                    self._insert_visit(db, session, role, key, number, launches[key], samples, place)
             except BaseException:
                 db.execute("ROLLBACK")
                 raise

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hwnas.devices import Timing
 from hwnas.measure.process import MeasurementError, MeasuringProcess, Subject
-from hwnas.measure.runtimes.base import KernelTime
+from hwnas.measure.runtimes.base import WHOLE, KernelTime
 from hwnas.measure.statistics import estimate
 
 REFERENCE_EVERY = 25
@@ -112,7 +112,7 @@ def _visit(process: MeasuringProcess, entry: Entry, number: int, runs: int) -> V
         try:
             if entry.subject.role == "kernels":
                 kernels = process.time_kernels(entry.subject, runs)
-                samples = np.sum([kernel.samples_ms for kernel in kernels], axis=0).tolist()
+                samples = _of_all(kernels)
             else:
                 entry.repeats, samples = process.time_ms(entry.subject, runs)
         except MeasurementError as error:
@@ -123,3 +123,10 @@ def _visit(process: MeasuringProcess, entry: Entry, number: int, runs: int) -> V
         entry.visits.append(np.asarray(samples) / entry.repeats)
         return Visit(entry, number, tuple(samples), tuple(kernels))
     raise AssertionError("unreachable")
+
+
+def _of_all(kernels: Sequence[KernelTime]) -> list[float]:
+    """Durations of the whole network, where it was timed, else the sums of its kernels."""
+    whole = [kernel.samples_ms for kernel in kernels if kernel.kind == WHOLE]
+    samples: list[float] = np.sum(whole or [kernel.samples_ms for kernel in kernels], axis=0).tolist()
+    return samples

@@ -16,11 +16,13 @@ from quick import tiny_network
 from hwnas.errors import HwnasError
 from hwnas.latency.kernels import assign
 from hwnas.latency.lowering import AsWritten
+from hwnas.latency.terms import LAYERS, TERMS
 from hwnas.measure.onnx_models import network_to_onnx
 from hwnas.measure.precision import CONVERSIONS, to_float16, to_int8
 from hwnas.measure.runtimes import INSTALL, engine_cache
+from hwnas.measure.runtimes.base import WHOLE
 from hwnas.measure.runtimes.tensorrt_build import BuildError, BuildOptions, build_engine, capabilities, engine_key
-from hwnas.measure.runtimes.tensorrt_layers import ABSORBED, GAPS, REFORMAT, TERMS, kernel_times
+from hwnas.measure.runtimes.tensorrt_layers import ABSORBED, NOBODYS, REFORMAT, kernel_times
 from hwnas.measure.runtimes.tensorrt_library import in_use, trt, use
 from hwnas.network import Network
 from hwnas.spaces import get_space
@@ -87,18 +89,22 @@ def test_layers_become_times_of_operators_and_terms_of_their_own() -> None:
     timed = assign(AsWritten().steps(network), times)
     assert not timed.unexpected
     assert set(timed.samples_ms) == {op.key for op in AsWritten()(network)}
-    assert {time.kind for time in times} >= {ABSORBED, REFORMAT, GAPS}
+    assert {time.kind for time in times} >= {ABSORBED, REFORMAT, WHOLE}
     # the profiler's cost is taken off once for each layer that was timed, and not for what runs in another one's
-    names = [time.node.split(".")[0] for time in times if time.kind not in (ABSORBED, *TERMS)]
+    names = [time.node.split(".")[0] for time in times if time.kind not in (ABSORBED, WHOLE, *NOBODYS)]
     counts = {op.key: 0.0 for op in AsWritten()(network)}
     for index, op in enumerate(network.ops):
         counts[op.deployed().key] += names.count(f"n{index}")
     occurrences = Counter(op.deployed().key for op in network.ops)
+    terms = {key: timed.launches.pop(key) for key in timed.terms_ms}
     assert timed.launches == {key: count / occurrences[key] for key, count in counts.items()}
     assert 0.0 in timed.launches.values()
-    assert set(timed.terms_ms) <= set(TERMS)
-    # nothing is lost: layers and gaps are the whole run
-    assert float(np.median(timed.total_ms)) == pytest.approx(3.0 * len(layers))
+    assert {WHOLE, LAYERS} < set(timed.terms_ms) <= set(TERMS)
+    assert (terms[WHOLE], terms[LAYERS]) == (1, len(layers))
+    assert terms[REFORMAT] == sum(time.kind == REFORMAT for time in times)
+    # nothing is lost: every layer is in the sum, and the whole run is beside it
+    assert timed.terms_ms[LAYERS].tolist() == [len(layers), 2 * len(layers)]
+    assert timed.terms_ms[WHOLE].tolist() == [3 * len(layers)] * 2
     assert float(np.sum([time.samples_ms for time in times if time.kind == ABSORBED])) == 0
 
 

@@ -18,11 +18,10 @@ import pytest
 from numpy.typing import NDArray
 
 from hwnas.measure.runtimes import tensorrt_library
-from hwnas.measure.runtimes.base import KernelClock, Runtime, Session
+from hwnas.measure.runtimes.base import WHOLE, KernelClock, Runtime, Session
 from hwnas.measure.runtimes.cuda import Cuda, Gpu, Replay
 from hwnas.measure.runtimes.gpu_state import GpuWatch
 from hwnas.measure.runtimes.tensorrt_build import BuildError
-from hwnas.measure.runtimes.tensorrt_layers import GAPS
 from hwnas.measure.runtimes.tensorrt_session import EngineClock, EngineSession, Loaded
 from hwnas.measure.worker import Worker, serve
 
@@ -255,7 +254,7 @@ def test_a_clock_of_layers_gives_everything_back(cuda: Callable[..., HostCuda]) 
     clock = EngineClock(b"a", device, watch())
     times = {time.node or time.kind: time.samples_ms for time in clock.time_kernels(3)}
     assert times["n0.Mul_0"] == pytest.approx([0.3] * 3)
-    assert times[GAPS] == pytest.approx([0.2] * 3)
+    assert times[WHOLE] == pytest.approx([0.5] * 3)
     clock.close()
     assert not device.held
 

@@ -32,6 +32,10 @@ class Session(ABC):
         """Gives back what the model holds on the device."""
 
 
+WHOLE = "whole"
+"""Kind of the entry that is no kernel but a run of the whole network, where the runtime can time it apart from them."""
+
+
 @dataclass(frozen=True, slots=True)
 class KernelTime:
     """One node of the graph that a runtime made of a network, timed inside it.

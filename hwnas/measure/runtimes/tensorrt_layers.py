@@ -13,15 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from hwnas.measure.runtimes.base import KernelTime
+from hwnas.measure.runtimes.base import WHOLE, KernelTime
 
 REFORMAT = "reformat"
 """Kind of layers that belong to no operator: conversions of layout or type between them."""
 
-GAPS = "gaps"
-"""Kind of what a run takes beside its layers: launches, and what lies between them."""
+WAITS = "waits"
+"""Kind of layers in which streams wait for each other: they belong to no operator either."""
 
 FOREIGN = "foreign"
 """Kind of what was timed under a name that the engine's layers do not have (a ForeignNode as a whole)."""
@@ -29,8 +27,8 @@ FOREIGN = "foreign"
 ABSORBED = "absorbed"
 """Kind of an operator that has no layer of its own: it runs inside that of another one."""
 
-TERMS = (REFORMAT, GAPS, FOREIGN)
-"""Kinds that are no operator's time."""
+NOBODYS = (REFORMAT, WAITS, FOREIGN)
+"""Kinds of layers that are no operator's."""
 
 _SYNCHRONISING = ("signal", "wait")
 _HEAVY = ("Conv", "Gemm", "MatMul")
@@ -143,8 +141,8 @@ def kernel_times(
         whole_ms: of runs without the profiler.
 
     Returns:
-        An entry for each layer; of the kinds `TERMS` what is no operator's, and `ABSORBED`, with no time, for operators
-        that run inside another's layer.
+        An entry for each layer; of the kinds `NOBODYS` what is no operator's; `ABSORBED`, with no time, for operators
+        that run inside another's layer; and `WHOLE`. Launches are in no layer: they are what the whole run takes more.
     """
     known = {layer.name: layer for layer in layers}
     runs = len(whole_ms)
@@ -156,14 +154,11 @@ def kernel_times(
     hidden = [node for layer in layers for node in layer.nodes if node.split(".")[0] not in seen]
     first = {node.split(".")[0]: node for node in reversed(hidden)}
     absorbed = [KernelTime(node, ABSORBED, (), (), (0.0,) * runs) for node in first.values()]
-    layered = np.sum([time.samples_ms for time in timed], axis=0) if timed else np.zeros(runs)
-    # both are medians of their own runs: a single difference of two different runs says nothing
-    gap = max(0.0, float(np.median(whole_ms)) - float(np.median(layered)))
-    return [*timed, *absorbed, KernelTime("", GAPS, (), (), (gap,) * runs)]
+    return [*timed, *absorbed, KernelTime("", WHOLE, (), (), tuple(whole_ms))]
 
 
 def _timed(layer: Layer, times: Sequence[float]) -> KernelTime:
     if not layer.nodes:
-        kind = GAPS if layer.kind in _SYNCHRONISING else REFORMAT
+        kind = WAITS if layer.kind in _SYNCHRONISING else REFORMAT
         return KernelTime("", kind, layer.input_shape, layer.output_shape, tuple(times))
     return KernelTime(owner(layer), layer.kind, layer.input_shape, layer.output_shape, tuple(times))
