@@ -41,6 +41,8 @@ NOT_OF_TENSORRT = dict.fromkeys(
 )
 """Kind of operator that no network for TensorRT has -> why."""
 
+FEW_BITS = "quantised to fewer bits than TensorRT computes with"
+
 _IMAGE = (32, 14, 14)
 OPERATORS: dict[str, tuple[Op, ...]] = {
     "conv": (
@@ -116,8 +118,8 @@ def space_targets() -> Iterator[Target | Skipped]:
     for name in space_names():
         space, row = find(name), f"space {name}"
         networks = [space.network(arch) for arch in archs_of(space)]
-        if any(getattr(op, "bits", ()) for network in networks for op in network.ops):
-            yield Skipped(row, "quantised to fewer bits than TensorRT computes with")
+        if any(network.quantised for network in networks):
+            yield Skipped(row, FEW_BITS)
             continue
         yield from (Target(row, f"{name} #{index}", network) for index, network in enumerate(networks))
 
@@ -136,21 +138,25 @@ def find(name: str) -> Any:
 def archs_of(space: Any) -> list[Any]:
     """Architectures that together have everything a space offers: as many as its largest slot has choices.
 
-    A space without slots has one that holds all others.
+    Spaces of atoms have no slots: their largest architecture has every branch.
     """
     if not isinstance(space, Space):
-        return [space.supernet_arch()]
+        return [space.supernet_arch]
     count = max(map(len, space.slots))
     # a slot further on starts with another choice, so that neighbours are not always alike
     genes = [tuple((turn + slot) % len(names) for slot, names in enumerate(space.slots)) for turn in range(count)]
     return [Arch(space.name, chosen) for chosen in genes]
 
 
-def zoo_targets() -> Iterator[Target]:
+def zoo_targets() -> Iterator[Target | Skipped]:
     """Every net of the zoo; one of them in int8 too."""
     for name in ZOO:
-        precisions = (*PRECISIONS, "int8") if name == IN_INT8 else PRECISIONS
-        yield Target(f"zoo {name}", name, zoo_network(name), precisions)
+        network, row = zoo_network(name), f"zoo {name}"
+        if network.quantised:
+            yield Skipped(row, FEW_BITS)
+        else:
+            precisions = (*PRECISIONS, "int8") if name == IN_INT8 else PRECISIONS
+            yield Target(row, name, network, precisions)
 
 
 def build(target: Target, precision: str, batch: int) -> list[Outcome]:

@@ -16,17 +16,25 @@ from .terminal import Terminal
 if TYPE_CHECKING:
     from hwnas.devices import DeviceProfile
     from hwnas.network import Network
-    from hwnas.spaces import Space
+    from hwnas.spaces import AtomSpace, Space
 
 DEVICE = "cpu"
 
 DEFAULT_SPACES = ("proxyless", "proxyless-tiny")
 """What is profiled and searched where no space is named, for large images and for small ones."""
 
-SPACES = ("proxyless", "fbnet", "spos-shufflenet")
+SPACES = ("proxyless", "proxyless-gpu", "fbnet", "spos-shufflenet", "spos-channels", "spos-joint",
+          "resnet18-quant", "resnet34-quant")  # fmt: skip
 """The search spaces that help texts name, here so that help need not import them."""
 
-SPACE_NAMES = f"{', '.join(SPACES[:-1])} or {SPACES[-1]}; each has a NAME-tiny for images up to 64 pixels"
+ATOM_SPACES = ("atomnas-a", "atomnas-b", "atomnas-c", "atomnas-tiny")
+"""The spaces of atoms, for the methods atomnas, atomnas-equal and width."""
+
+SPACE_NAMES = (
+    f"{', '.join(SPACES)}, each has a NAME-tiny for images up to 64 pixels; "
+    "spos-channels@BLOCKS, @zoo:NAME or @RUN searches channels on those blocks instead of choice_3; "
+    "atomnas-a/-b/-c or atomnas-tiny"
+)
 
 RUNTIMES = "onnxruntime, openvino, tensorrt or tensorrt_rtx"
 """What help texts say of the runtimes, here so that help need not import them."""
@@ -84,7 +92,7 @@ def chosen_table(
     profile: DeviceProfile | None = None,
     *,
     given: Mapping[str, Any] | None = None,
-    space: Space | None = None,
+    space: Space | AtomSpace | None = None,
 ) -> Path | None:
     """The table that was named, else the newest under ``tables/`` that fits; None where there is none.
 
@@ -94,11 +102,13 @@ def chosen_table(
         given: header keys that options fixed (batch_size, threads, precision), None and others are the table's to say.
         space: whose operators a table must hold.
     """
+    from hwnas.latency.atoms import kernels
     from hwnas.latency.lowering import lowering
     from hwnas.latency.shipped import table_file
     from hwnas.latency.slots import SpaceKernels
     from hwnas.latency.table import LatencyTable, list_tables
     from hwnas.measure.hardware import device_name
+    from hwnas.spaces import AtomSpace
 
     if lut is not None:
         return table_file(lut)
@@ -107,7 +117,11 @@ def chosen_table(
             continue
         if space is not None:
             with LatencyTable.open(info.path) as table:
-                wanted = SpaceKernels.of(space, lowering(table.header)).every()
+                lower = lowering(table.header)
+                if isinstance(space, AtomSpace):
+                    wanted = kernels(space, lower)
+                else:
+                    wanted = SpaceKernels.of(space, lower).every()
                 if not {op.key for op in wanted} <= set(table.names("operator")):
                     continue
         terminal.default("--lut", info.path, "the newest that fits")

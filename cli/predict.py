@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hwnas.errors import UsageError
+
 from .choices import calibration_spaces, chosen_table, device_profile, named_table, table_path, table_profile
 from .options import Command, common, file_path, option
 from .terminal import Terminal, count, milliseconds
@@ -54,10 +56,16 @@ def _predicted(terminal: Terminal, text: str, lut: Path | None, device: str | No
     from hwnas.latency.model import LatencyModel
     from hwnas.latency.table import LatencyTable
     from hwnas.models import load_model
+    from hwnas.network import NO_LOW_BITS
 
     loaded = load_model(text)
     network = loaded.network
     if loaded.supernet:
+        notes = {"bitops": None, **loaded.notes}  # a supernet holds a weight once, at no bits of its own
+        return _document(text, network.ops) | notes
+    if network.quantised:
+        _check_measurable(text, lut, measure)
+        terminal.note(f"no latency: {NO_LOW_BITS}")
         return _document(text, network.ops)
     path = _measured(terminal, loaded, lut, device) if measure else _known_table(terminal, lut, device)
     document = _document(text, network.ops)
@@ -71,6 +79,18 @@ def _predicted(terminal: Terminal, text: str, lut: Path | None, device: str | No
         model = LatencyModel(table)
         prediction = model.predict(network)
     return document | {"lut": path, "imported": model.imported} | _latency(prediction, network)
+
+
+def _check_measurable(text: str, lut: Path | None, measure: bool) -> None:
+    """Refuses options that ask for the latency of a quantised network.
+
+    Raises:
+        UsageError: one of them was given.
+    """
+    from hwnas.network import NO_LOW_BITS
+
+    if measure or lut is not None:
+        raise UsageError(f"{text} has no latency: {NO_LOW_BITS}; leave --lut and --measure out")
 
 
 def _known_table(terminal: Terminal, lut: Path | None, device: str | None) -> Path | None:
@@ -114,7 +134,7 @@ def _document(text: str, ops: Sequence[Op]) -> dict[str, Any]:
         "macs": sum(op.macs for op in ops),
         "params": sum(op.params for op in ops),
         "conv_fc_params": sum(op.conv_fc_params for op in ops),
-        "bitops": None,  # only quantised networks have them
+        "bitops": sum(op.bitops for op in ops) or None,  # only quantised networks have them
         "coverage": None,
         "interpolated": None,
         "estimated": None,
@@ -166,7 +186,12 @@ def _show(terminal: Terminal, document: dict[str, Any], limit: int) -> None:
     if document["coverage"] is not None:
         head.add_row("coverage", _coverage(document))
     head.add_row("MACs", f"{document['macs']:,} (papers: FLOPs)")
+    if document["bitops"]:
+        head.add_row("BitOps", f"{document['bitops']:,} ({document['bitops'] / 2**30:.2f}G, G is 2^30)")
     head.add_row("parameters", f"{document['params']:,} ({document['conv_fc_params']:,} without BatchNorm)")
+    if "log10_architectures" in document:
+        head.add_row("architectures", f"10^{document['log10_architectures']:.1f}")
+        head.add_row("atoms of blocks", ", ".join(map(str, document["atoms"])))
     terminal.table(head, _operators(document["ops"][:limit], "missing" if document["lut"] else ""))
     rest = len(document["ops"]) - limit
     if rest > 0:

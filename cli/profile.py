@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hwnas.errors import UsageError
+
 from .choices import DEFAULT_SPACES, SPACE_NAMES, calibration_spaces, device_options, device_profile, table_path
 from .options import Command, common, file_path, fraction, option
 from .terminal import Terminal, count
@@ -64,9 +66,10 @@ def command(
     models' image size is measured with them, and its networks are calibrated on. '--space none' leaves it out.
     """
 
-    from hwnas.errors import UsageError
     from hwnas.latency.build import build_table
-    from hwnas.spaces import get_space
+    from hwnas.models import space_name
+    from hwnas.network import NO_LOW_BITS
+    from hwnas.spaces import AtomSpace, find_space
 
     profile = device_profile(terminal, device, batch, precision, runtime, threads, target_error)
     if NO_SPACE in space and (len(space) > 1 or not model):
@@ -76,11 +79,16 @@ def command(
     if not space and not model:
         space = DEFAULT_SPACES
         terminal.default("--space", " and ".join(DEFAULT_SPACES))
-    spaces = [get_space(name, image_size=image_size, num_classes=num_classes) for name in space if name != NO_SPACE]
+    names = [space_name(name) for name in space if name != NO_SPACE]
+    spaces = [find_space(name, image_size=image_size, num_classes=num_classes) for name in names]
     models = _networks(model)
+    quantised = [s.name for s in spaces if not isinstance(s, AtomSpace) and any(op.bits for op in s.supernet_ops())]
+    quantised += [name for name, network in models.items() if network.quantised]
+    if quantised:
+        raise UsageError(f"{', '.join(quantised)}: no latency to measure, {NO_LOW_BITS}; search with --bitops")
     path = table_path(terminal, lut, profile)
     if models and not space:
-        spaces = calibration_spaces(terminal, models, path)
+        spaces = [*calibration_spaces(terminal, models, path)]
     terminal.kept = f"every finished measurement is in {path}"
     report = build_table(profile, path, spaces=spaces, models=models, progress=terminal.progress())
     document = _document(report, path)

@@ -23,19 +23,21 @@ if TYPE_CHECKING:
     from hwnas.budget import Budget
     from hwnas.costs import Cost
     from hwnas.latency.model import LatencyModel
-    from hwnas.spaces import Space
+    from hwnas.spaces import AtomSpace, Space
     from hwnas.train.data import DataInfo
     from hwnas.train.recipe import Recipe
 
-METHODS = ("spos", "random")
-LATER = ("atomnas", "figs", "width", "morphnet", "atomnas-equal")
+SLOT_METHODS = ("spos", "random")
+ATOM_METHODS = ("atomnas", "atomnas-equal", "width")
+METHODS = SLOT_METHODS + ATOM_METHODS
+LATER = ("figs", "morphnet")
 """Methods that have a name already and are not in this version."""
 
 DATA = "fashion-mnist"
 
 
 @click.command("search", cls=Command)
-@option("--method", default="spos", metavar="METHOD", help="spos, or random: its baseline alone  [default: spos]")
+@option("--method", default="spos", metavar="METHOD", help=f"{', '.join(METHODS)}  [default: spos]")
 @option("--space", metavar="SPACE", help=f"{SPACE_NAMES}  [default: proxyless or its tiny form]")
 @option("--data", metavar="DATA", help="fashion-mnist, folder:DIR or torchvision:NAME:DIR  [default: fashion-mnist]")
 @option("--lut", type=file_path, metavar="FILE", help="The latency table  [default: the newest that fits]")
@@ -44,8 +46,9 @@ DATA = "fashion-mnist"
 @option("--latency", metavar="B", help="Budget: 17ms, 60% of the most expensive, zoo:NAME; several by comma.")
 @option("--macs", metavar="B", help="Budget: 330M; several by comma.")
 @option("--params", metavar="B", help="Budget: 4.2M; several by comma.")
+@option("--bitops", metavar="B", help="Budget of a quantised space: 6.3G (G is 2^30); several by comma.")
 @option("--out", type=file_path, metavar="RUN", help="The run folder; the same one goes on  [default: one under runs/]")
-@option("--recipe", metavar="NAME", help="default, quickstart, paper, or a TOML file  [default: default]")
+@option("--recipe", metavar="NAME", help="A recipe that ships, or a TOML file  [default: default or atomnas]")
 @option("--population", type=click.IntRange(2), metavar="N", help="Of the evolution  [default: the recipe's]")
 @option("--generations", type=click.IntRange(1), metavar="N", help="Of the evolution  [default: the recipe's]")
 @option("--image-size", type=click.IntRange(1), metavar="N", help="Scale the images  [default: their own size]")
@@ -64,6 +67,7 @@ def command(
     latency: str | None,
     macs: str | None,
     params: str | None,
+    bitops: str | None,
     out: Path | None,
     recipe: str | None,
     population: int | None,
@@ -74,6 +78,10 @@ def command(
 ) -> None:
     """Train a supernet on your images and search it under budgets.
 
+    spos evolves architectures of one trained supernet, random is its baseline alone. atomnas shrinks a supernet of
+    atoms while it trains, once for every budget; atomnas-equal (no cost coefficients) and width (a width multiplier)
+    are its baselines. Without a budget atomnas keeps the recipe's penalty, as the paper does.
+
     Feasible is what meets the budget with the upper end of its predicted latency. The same RUN goes on where it was
     interrupted, and reuses its trained supernet for other budgets.
 
@@ -82,23 +90,35 @@ def command(
       hwnas search --latency 17ms
       hwnas search --latency 60% --recipe quickstart --out runs/quickstart
       hwnas search --latency 8ms,12ms,17ms --data folder:flowers --lut p.lut
+      hwnas search --method atomnas --space atomnas-tiny --latency 50%
       hwnas search --latency 2ms --lut v100-tensorrt-fp16-b32 --allow-uncalibrated
     """
     _check_method(method)
-    typed = {cost: text for cost, text in (("latency", latency), ("macs", macs), ("params", params)) if text}
-    if not typed:
-        raise UsageError("give a budget: --latency 17ms, --macs 330M or --params 4M")
-    wanted = _combinations(typed)
+    given = {"latency": latency, "macs": macs, "params": params, "bitops": bitops}
+    typed = {cost: text for cost, text in given.items() if text}
+    if not typed and method != "atomnas":
+        raise UsageError(
+            "give a budget: --latency 17ms, --macs 330M, --params 4M, or --bitops 6.3G of a quantised space"
+        )
+    wanted = _combinations(typed) if typed else [[]]
     info = _describe(terminal, data, image_size)
+    if method in ATOM_METHODS:
+        from .search_atoms import search_atoms
+
+        shared = Shared(method, space, info, lut, device, allow_uncalibrated, wanted, out, recipe, seed, train_threads)
+        document = search_atoms(terminal, shared)
+        terminal.document(document) if terminal.json else _show(terminal, document)
+        return
     searched = _space(terminal, space, info)
+    _check_bits(searched, typed)
     settings = _recipe(terminal, recipe, population, generations)
     priced = _price(terminal, searched, lut, device, needed="latency" in typed)
     _check_calibrated(priced, allowed=allow_uncalibrated or "latency" not in typed)
     budgets = [[_resolve(spec, priced) for spec in specs] for specs in wanted]
     if out is None:
-        out = _default_out(method, searched, info, recipe)
+        out = default_out(method, searched, info, recipe)
         terminal.default("--out", out)
-    _prepare_interruption(terminal, priced.path, out)
+    prepare_interruption(terminal, priced.path, out)
 
     from hwnas.search.request import SearchRequest
     from hwnas.search.spos import search
@@ -120,6 +140,40 @@ def command(
         terminal.document(document)
     else:
         _show(terminal, document)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What was asked of a search among atoms, as typed; `wanted` are the budgets of each net, not yet numbers."""
+
+    method: str
+    space: str | None
+    info: DataInfo
+    lut: Path | None
+    device: str | None
+    allow_uncalibrated: bool
+    wanted: list[list[Any]]
+    out: Path | None
+    recipe: str | None
+    seed: int
+    threads: int | None
+
+
+def _check_bits(space: Space, typed: dict[str, str]) -> None:
+    """Refuses a budget that nothing of the space has: BitOps are of quantised nets only, which have no latency.
+
+    Raises:
+        UsageError: it says what to give instead.
+    """
+    from hwnas.network import NO_LOW_BITS
+
+    quantised = any(op.bits for op in space.supernet_ops())
+    if quantised and "latency" in typed:
+        raise UsageError(f"{space.name} has no latency: {NO_LOW_BITS}; give --bitops, e.g. --bitops 50%")
+    if not quantised and "bitops" in typed:
+        raise UsageError(
+            f"{space.name} has no BitOps: nothing of it is quantised; resnet18-quant and resnet34-quant are"
+        )
 
 
 def _check_method(method: str) -> None:
@@ -160,12 +214,13 @@ def _describe(terminal: Terminal, data: str | None, image_size: int | None) -> D
 
 def _space(terminal: Terminal, name: str | None, info: DataInfo) -> Space:
     """The space that was named, or the one for the data's image size, for the data's classes."""
+    from hwnas.models import space_name
     from hwnas.spaces import get_space
 
     if name is None:
         name = default_space(info.image_size) or DEFAULT_SPACES[-1]  # the refusal says which sizes there are
         terminal.default("--space", name, f"for images of {info.image_size} pixels")
-    return get_space(name, image_size=info.image_size, num_classes=info.num_classes)
+    return get_space(space_name(name), image_size=info.image_size, num_classes=info.num_classes)
 
 
 def _recipe(terminal: Terminal, name: str | None, population: int | None, generations: int | None) -> Recipe:
@@ -193,32 +248,52 @@ class _Priced:
     notes: dict[str, Any]
 
 
+def table_of(
+    terminal: Terminal, space: Space | AtomSpace, lut: Path | None, device: str | None, *, needed: bool
+) -> Path | None:
+    """The table that was named, or the newest that covers the space.
+
+    Raises:
+        HwnasError: a latency budget needs one and there is none; it names the command.
+    """
+    if lut is not None:
+        return named_table(terminal, lut, device)
+    profile = device_profile(terminal, device)
+    path = chosen_table(terminal, None, profile, space=space)
+    if path is None and needed:
+        command = f"hwnas profile --device {shlex.quote(device or profile.name)} {_space_options(space)}"
+        raise HwnasError(f"no table under tables/ covers {space.name} on this device: make one with '{command}'")
+    return path
+
+
+def read_table(path: Path) -> tuple[LatencyModel, dict[str, Any]]:
+    """The model of a table, and what run.toml keeps of it."""
+    from hwnas.latency.model import LatencyModel
+    from hwnas.latency.table import LatencyTable
+
+    with LatencyTable.open(path) as table:
+        model = LatencyModel(table)
+        kept = ("created", "device", "runtime", "batch_size", "threads", "precision")
+        made = {key: model.header[key] for key in kept}
+        notes = {"table": {"lut": str(path.absolute()), "fingerprint": table.fingerprint, **made}}
+    return model, notes
+
+
 def _price(terminal: Terminal, space: Space, lut: Path | None, device: str | None, *, needed: bool) -> _Priced:
     """Prices by arithmetic, and by a table: the one that was named or the newest that fits.
 
     Raises:
         HwnasError: a latency budget needs a table and there is none, or it lacks operators; it names the command.
     """
-    from hwnas.costs import macs_cost, params_cost
-    from hwnas.latency.model import LatencyModel
-    from hwnas.latency.table import LatencyTable
+    from hwnas.costs import bitops_cost, macs_cost, params_cost
 
     costs = {"macs": macs_cost(space), "params": params_cost(space)}
-    if lut is not None:
-        path: Path | None = named_table(terminal, lut, device)
-    else:
-        profile = device_profile(terminal, device)
-        path = chosen_table(terminal, None, profile, space=space)
-        if path is None and needed:
-            command = f"hwnas profile --device {shlex.quote(device or profile.name)} {_space_options(space)}"
-            raise HwnasError(f"no table under tables/ covers {space.name} on this device: make one with '{command}'")
+    if bitops := bitops_cost(space):
+        return _Priced(space, {**costs, "bitops": bitops}, None, None, {})
+    path = table_of(terminal, space, lut, device, needed=needed)
     if path is None:
         return _Priced(space, costs, None, None, {})
-    with LatencyTable.open(path) as table:
-        model = LatencyModel(table)
-        kept = ("created", "device", "runtime", "batch_size", "threads", "precision")
-        made = {key: model.header[key] for key in kept}
-        notes = {"table": {"lut": str(path.absolute()), "fingerprint": table.fingerprint, **made}}
+    model, notes = read_table(path)
     cost, counts = model.cost(space), model.priced(space)
     notes["table"] |= {"imported": model.imported, "calibrated": model.calibrated, "operators": counts}
     if counts["interpolated"] or counts["estimated"] or not model.calibrated:
@@ -239,18 +314,23 @@ def _check_calibrated(priced: _Priced, *, allowed: bool) -> None:
     Raises:
         HwnasError: it says what to add.
     """
-    if priced.model is not None and not priced.model.calibrated and not allowed:
+    check_calibrated(priced.path, priced.model, allowed=allowed)
+
+
+def check_calibrated(path: Path | None, model: LatencyModel | None, *, allowed: bool) -> None:
+    """See `_check_calibrated`."""
+    if model is not None and not model.calibrated and not allowed:
         raise HwnasError(
-            f"{priced.path} is uncalibrated (no whole networks were measured): predictions may be off by half; add "
+            f"{path} is uncalibrated (no whole networks were measured): predictions may be off by half; add "
             "--allow-uncalibrated to search with its wide intervals"
         )
 
 
-def _space_options(space: Space) -> str:
+def _space_options(space: Space | AtomSpace) -> str:
     """The options that name a space, without those that are its own defaults."""
-    from hwnas.spaces import get_space
+    from hwnas.spaces import find_space
 
-    usual = get_space(space.name)
+    usual = find_space(space.name)
     options = f"--space {space.name}"
     if space.input_shape != usual.input_shape:
         options += f" --image-size {space.input_shape[1]}"
@@ -263,32 +343,40 @@ def _resolve(spec: Any, priced: _Priced) -> Budget:
     Raises:
         HwnasError: it is as much as a zoo's net costs, and the table lacks operators of that net.
     """
-    from hwnas.zoo import zoo_network
-
-    def zoo_cost(name: str) -> float:
-        network = zoo_network(name)
-        if spec.cost != "latency":
-            return float(getattr(network, spec.cost))
-        assert priced.model is not None
-        latency = priced.model.predict(network).latency_ms
-        if latency is None:
-            command = f"hwnas predict zoo:{name} --lut {priced.path} --measure"
-            raise HwnasError(f"{priced.path} lacks operators of zoo:{name}: measure them with '{command}'")
-        return latency
-
-    budget: Budget = spec.resolve(priced.costs[spec.cost], zoo_cost)
+    budget: Budget = spec.resolve(
+        priced.costs[spec.cost], lambda name: zoo_cost(spec.cost, name, priced.path, priced.model)
+    )
     return budget
 
 
-def _default_out(method: str, space: Space, info: DataInfo, recipe: str | None) -> Path:
+def zoo_cost(cost: str, name: str, path: Path | None, model: LatencyModel | None) -> float:
+    """What a net of the zoo costs.
+
+    Raises:
+        HwnasError: the table lacks operators of that net.
+    """
+    from hwnas.zoo import zoo_network
+
+    network = zoo_network(name)
+    if cost != "latency":
+        return float(getattr(network, cost))
+    assert model is not None
+    latency = model.predict(network).latency_ms
+    if latency is None:
+        command = f"hwnas predict zoo:{name} --lut {path} --measure"
+        raise HwnasError(f"{path} lacks operators of zoo:{name}: measure them with '{command}'")
+    return latency
+
+
+def default_out(method: str, space: Space | AtomSpace, info: DataInfo, recipe: str | None) -> Path:
     """The same search finds its folder again; another recipe has another one."""
     from hwnas.runs import ROOT, default_name
 
     name = default_name(method, space.name, info.slug)
-    return ROOT / (name if recipe is None or recipe == "default" else f"{name}-{Path(recipe).stem}")
+    return ROOT / (name if recipe in (None, "default", "atomnas") else f"{name}-{Path(str(recipe)).stem}")
 
 
-def _prepare_interruption(terminal: Terminal, lut: Path | None, out: Path) -> None:
+def prepare_interruption(terminal: Terminal, lut: Path | None, out: Path) -> None:
     terminal.kept = f"everything finished is in {out}"
     given = set(itertools.chain.from_iterable(word.split("=")[:1] for word in terminal.argv))
     extra: list[str] = []
@@ -306,22 +394,36 @@ def _show(terminal: Terminal, document: dict[str, Any]) -> None:
 
     table = Table(box=None, pad_edge=False)
     table.add_column("net")
-    for title in ("budget", "predicted ms", "upper end", "MACs", "params", "accuracy", "random baseline"):
+    reduced = any(result.get("reduction") for result in document["results"])
+    last = "by controller + projection" if reduced else "random baseline"
+    quantised = any(result.get("bitops") for result in document["results"])
+    cost = ("BitOps",) if quantised else ("predicted ms", "upper end")
+    for title in ("budget", *cost, "MACs", "params", "accuracy", last):
         table.add_column(title, justify="right", no_wrap=True)
     for result in document["results"]:
         baseline = (result.get("baseline") or {}).get("accuracy")
         table.add_row(
             result["net"],
             budget_text(result["budgets"]),
-            milliseconds(result["predicted_ms"]),
-            milliseconds(result["high_ms"]),
+            *(
+                [f"{result['bitops']:,}"]
+                if quantised
+                else map(milliseconds, (result["predicted_ms"], result["high_ms"]))
+            ),
             f"{result['macs']:,}",
             f"{result['params']:,}",
             percent(result["accuracy"]),
-            percent(baseline),
+            _reduction(result["reduction"]) if result.get("reduction") else percent(baseline),
         )
-    evaluated = f"{document['evaluated']} architectures scored in {duration(document['seconds'])}"
-    terminal.table(table, f"{evaluated}; files in {document['run']}", f"next: hwnas verify {document['run']}")
+    done = "nets trained" if document["method"] in ATOM_METHODS else "architectures scored"
+    evaluated = f"{document['evaluated']} {done} in {duration(document['seconds'])}"
+    following = [] if quantised else [f"next: hwnas verify {document['run']}"]  # nothing here runs so few bits
+    terminal.table(table, f"{evaluated}; files in {document['run']}", *following)
+
+
+def _reduction(shares: dict[str, float]) -> str:
+    """How much of a net's reduction came from the controller and how much from the projection."""
+    return f"{100 * shares['controller']:.1f}% + {100 * shares['projection']:.1f}%"
 
 
 def budget_text(budgets: Sequence[dict[str, Any]]) -> str:

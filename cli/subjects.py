@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,17 @@ def subjects_of(terminal: Terminal, model: str | None) -> list[Subject]:
     if not results:
         raise HwnasError(f"{run.path} has no finished net yet: go on with the hwnas search that began it")
     return [Subject(load_model(str(run.net(result["net"]).path)), result, run.config) for result in results]
+
+
+def refuse_quantised(subjects: Sequence[Subject]) -> None:
+    """Raises:
+    UsageError: a net has convolutions of few bits, which nothing here runs as they are meant.
+    """
+    from hwnas.network import NO_LOW_BITS
+
+    names = [subject.loaded.name for subject in subjects if subject.loaded.network.quantised]
+    if names:
+        raise UsageError(f"{', '.join(names)} cannot be verified: {NO_LOW_BITS}")
 
 
 def _config_of(net: Path) -> dict[str, Any]:

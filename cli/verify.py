@@ -13,7 +13,7 @@ from hwnas.errors import ClaimError, HwnasError, UsageError
 from .choices import chosen_table, device_options, device_profile, table_profile
 from .options import Command, common, file_path, option
 from .pictures import pictures
-from .subjects import Subject, subjects_of
+from .subjects import Subject, refuse_quantised, subjects_of
 from .terminal import Terminal, milliseconds, percent, plain
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def command(
     from hwnas.verify import verify
 
     subjects = subjects_of(terminal, model)
+    refuse_quantised(subjects)
     given = {"batch_size": batch, "precision": precision, "threads": threads}
     elsewhere = lut is None and _record(subjects).get("imported", False)
     if elsewhere and device is None:

@@ -78,13 +78,13 @@ class BudgetSpec:
         """
         if cost.name != self.cost:
             raise ValueError(f"a budget for {self.cost} cannot be resolved by the cost {cost.name}")
+        return self.resolve_to(lambda: cost.prices.total_of(cost.prices.dearest()), zoo_cost)
+
+    def resolve_to(self, dearest: Callable[[], float], zoo_cost: Callable[[str], float]) -> Budget:
+        """As `resolve`, from what the most expensive architecture costs; asked only where the budget is a share."""
         if self.zoo:
-            limit = zoo_cost(self.zoo)
-        elif self.share:
-            limit = self.value * cost.prices.total_of(cost.prices.dearest())
-        else:
-            limit = self.value
-        return Budget(self.cost, limit, self.text)
+            return Budget(self.cost, zoo_cost(self.zoo), self.text)
+        return Budget(self.cost, self.value * dearest() if self.share else self.value, self.text)
 
 
 def parse_budget(cost: str, text: str) -> list[BudgetSpec]:

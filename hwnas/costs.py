@@ -151,7 +151,7 @@ class Cost:
     """One cost of a space's architectures.
 
     Attributes:
-        name: ``latency``, ``macs``, ``params``: what a `Budget` names.
+        name: ``latency``, ``macs``, ``params``, ``bitops``: what a `Budget` names.
         prices: the prediction (latency in ms; the others are exact counts).
         upper: the one-sided upper end that feasibility is decided on; equal to `prices` for exact costs.
     """
@@ -180,3 +180,11 @@ def params_cost(space: Space) -> Cost:
     """Parameters of the module, BatchNorm included."""
     prices = op_prices(space, lambda op: op.params)
     return Cost("params", prices, prices)
+
+
+def bitops_cost(space: Space) -> Cost | None:
+    """MACs times weight bits times activation bits of one image; None where nothing of the space is quantised."""
+    prices = op_prices(space, lambda op: op.bitops)
+    if prices.total_of(prices.dearest()) == 0:
+        return None
+    return Cost("bitops", prices, prices)

@@ -49,8 +49,8 @@ def export_onnx(module: nn.Module, input_shape: Shape, path: Path, *, batch_size
     """Writes `module` in inference as an ONNX file with input "input" and output "output".
 
     BatchNorm is folded where torch.fx can trace the module, and by the exporter's own rules elsewhere. The batch is
-    fixed. The file is complete or absent: it is written beside its place and then moved there. The module is not
-    changed.
+    fixed. Quantised convolutions are written as fp32 arithmetic with the same results. The file is complete or absent:
+    it is written beside its place and then moved there. The module is not changed.
 
     Raises:
         HwnasError: the exporter cannot export it, or the file cannot be written.
@@ -129,8 +129,13 @@ def _line(error: Exception) -> str:
 def _export(module: nn.Module, shape: tuple[int, ...]) -> onnx.ModelProto:
     import torch
 
+    from hwnas.nn.deploy import deploy
+
     images = torch.zeros(shape)
-    copied = copy.deepcopy(module).cpu().eval()
+    from hwnas.nn.quantise import emulate
+
+    copied = deploy(copy.deepcopy(module).cpu().eval()).eval()
+    emulate(copied)
     _keep_biases(copied)
     folded = _folded(copied)
     with torch.no_grad(), _quiet():

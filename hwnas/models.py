@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from hwnas.network import Network, Node
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from hwnas.spaces.chain import NetSpec
 
 FORMS = "an ONNX file, a run folder, torchvision:NAME, zoo:NAME or space:NAME"
 """What can be typed for a MODEL."""
@@ -32,6 +34,7 @@ class LoadedModel:
         onnx_path: its deployed file, where there is one.
         supernet: it is a whole space: MACs and parameters only, its operators are not wired and have no latency.
         folder: of a found net.
+        notes: what else there is to say, by JSON key.
     """
 
     name: str
@@ -39,6 +42,7 @@ class LoadedModel:
     onnx_path: Path | None = None
     supernet: bool = False
     folder: Path | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
     build: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
 
     def module(self) -> nn.Module | None:
@@ -84,12 +88,47 @@ def load_model(text: str) -> LoadedModel:
     return models[0]
 
 
+def space_name(text: str) -> str:
+    """The name of a space as `get_space` takes it, where `text` may name a net behind ``@`` whose blocks it stands on.
+
+    ``spos-channels@zoo:spos-319m`` and ``spos-channels@RUN`` become ``spos-channels@33x5…``.
+
+    Raises:
+        UsageError: there is no such net, or it has no choice blocks.
+        HwnasError: what is there cannot be read.
+    """
+    from hwnas.spaces.channels import blocks_of
+
+    base, at, source = text.partition("@")
+    if not at or not (source.startswith("zoo:") or Path(source).is_dir()):
+        return text
+    try:
+        return f"{base}@{blocks_of(_table_of(source))}"
+    except UsageError as error:
+        raise UsageError(f"{text[:80]!r} stands on no net of choice blocks: {error}") from None
+
+
+def _table_of(source: str) -> NetSpec:
+    """The table of layers of a net of the zoo, or of the one found net of a folder."""
+    from hwnas.spaces import arch_from_json
+    from hwnas.spaces.chain import ChainSpace
+    from hwnas.zoo import zoo_net
+
+    if source.startswith("zoo:"):
+        return zoo_net(source.removeprefix("zoo:"))
+    folder = load_model(source).folder
+    assert folder is not None
+    space, arch = arch_from_json(json.loads((folder / "arch.json").read_text(encoding="utf-8")))
+    assert isinstance(space, ChainSpace)
+    return space.net(arch)
+
+
 def _meant(text: str) -> str:
     """A hint where the text is a known name without its prefix."""
-    from hwnas.spaces import SPACES
+    from hwnas.spaces import ATOM_SPACES, SPACES
     from hwnas.zoo import ZOO
 
-    for prefix, names in (("zoo", ZOO), ("space", SPACES), ("torchvision", _torchvision_names())):
+    for prefix, names in (("zoo", ZOO), ("space", [*SPACES, *ATOM_SPACES]), ("torchvision", _torchvision_names())):
         if text in names:
             return f"did you mean {prefix}:{text}? "
     return ""
@@ -170,13 +209,14 @@ def _zoo(name: str) -> LoadedModel:
 
 
 def _space(name: str) -> LoadedModel:
-    from hwnas.spaces import get_space
+    from hwnas.spaces import AtomSpace, find_space
 
-    space = get_space(name)
-    ops = list(space.fixed_ops())
-    for slot, choices in enumerate(space.slots):
-        for choice in range(len(choices)):
-            ops.extend(space.slot_ops(slot, choice))
+    space = find_space(space_name(name))
+    if isinstance(space, AtomSpace):
+        arch = space.supernet_arch
+        notes = {"log10_architectures": space.log10_size, "atoms": [sum(widths) for widths in arch.widths]}
+        return LoadedModel(f"space:{name}", space.network(arch), supernet=True, notes=notes)
+    ops = space.supernet_ops()
     network = Network(space.input_shape, tuple(Node(op, ()) for op in ops), (len(ops) - 1, 0))
     return LoadedModel(f"space:{name}", network, supernet=True)
 
@@ -197,13 +237,11 @@ def _folder(folder: Path) -> list[LoadedModel]:
 
 
 def _found(folder: Path) -> LoadedModel:
-    from hwnas.spaces import arch_from_json
-
     path = folder / "arch.json"
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise HwnasError(f"{path} is too large for an architecture")
-        space, arch = arch_from_json(json.loads(path.read_text(encoding="utf-8")))
+        network, plain = _described(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError) as error:
         raise HwnasError(f"{path} cannot be read: {_line(error)}") from None
     except HwnasError as error:
@@ -211,16 +249,27 @@ def _found(folder: Path) -> LoadedModel:
 
     def build() -> nn.Module:
         with _fixed_rng():
-            return _with_weights(space.build(arch), folder)
+            return _with_weights(plain(), folder)
 
     onnx_path = folder / "model.onnx"
     return LoadedModel(
         folder.resolve().name,
-        space.network(arch),
+        network,
         onnx_path=onnx_path if onnx_path.is_file() else None,
         folder=folder,
         build=build,
     )
+
+
+def _described(data: Any) -> tuple[Network, Callable[[], nn.Module]]:
+    """The operators of an architecture's document, and what builds its module."""
+    from hwnas.spaces import arch_from_json, atoms_from_json
+
+    if isinstance(data, dict) and "widths" in data:
+        atoms, widths = atoms_from_json(data)
+        return atoms.network(widths), lambda: atoms.build(widths)
+    space, arch = arch_from_json(data)
+    return space.network(arch), lambda: space.build(arch)
 
 
 def _with_weights(module: nn.Module, folder: Path) -> nn.Module:

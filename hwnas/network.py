@@ -18,6 +18,9 @@ Ref = tuple[int, int]
 
 INPUT: Ref = (-1, 0)
 
+NO_LOW_BITS = "no runtime here runs convolutions of 1 to 4 bits"
+"""Why quantised nets have no latency, for messages."""
+
 UNKNOWN = -2
 """The node of a `Ref` to what an unknown operator gives: ``(UNKNOWN, i)`` comes out of ``Network.unknown[i]``."""
 
@@ -98,6 +101,16 @@ class Network:
     def params(self) -> int:
         """Parameters of the module, BatchNorm included."""
         return sum(op.params for op in self.ops)
+
+    @property
+    def bitops(self) -> int:
+        """MACs times weight bits times activation bits of the quantised convolutions (SPOS, table 6)."""
+        return sum(op.bitops for op in self.ops)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether any convolution is quantised: then no runtime here runs it as it is meant, and it has no latency."""
+        return any(op.bits for op in self.ops)
 
     @property
     def conv_fc_params(self) -> int:

@@ -20,6 +20,9 @@ from dataclasses import dataclass, replace
 Shape = tuple[int, ...]
 """Shape of one image's tensor, channels first, no batch: ``(C, H, W)`` or ``(features,)``."""
 
+Bits = tuple[()] | tuple[int, int]
+"""Bits of the weights and of the activations that a quantised operator reads; empty where it is not quantised."""
+
 ACTIVATIONS = (
     "",
     "relu",
@@ -78,6 +81,7 @@ class Op:
         act: one of `ACTIVATIONS`, applied last (after the residual add).
         residual: adds its last input before the activation.
         sections: channels of each output of a `split`.
+        bits: of a quantised convolution.
         layout: empty, or `PLAIN`: set by lowering only, on operators that run in either layout.
     """
 
@@ -95,6 +99,7 @@ class Op:
     residual: bool = False
     sections: tuple[int, ...] = ()
     layout: str = ""
+    bits: Bits = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -103,6 +108,8 @@ class Op:
             raise ValueError(f"unknown activation {self.act!r}: one of {', '.join(a for a in ACTIVATIONS if a)}")
         if self.layout not in ("", PLAIN):
             raise ValueError(f"unknown layout {self.layout!r}: {PLAIN} or none")
+        if self.bits and (self.kind != "conv" or len(self.bits) != 2 or not set(self.bits) <= set(range(1, 9))):
+            raise ValueError(f"{self.kind}: bits {self.bits} are not those of a convolution, 1 to 8 and 1 to 8")
         for shape in (*self.inputs, self.output):
             if not shape or min(shape) < 1:
                 raise ValueError(f"{self.kind}: shape {shape} has a dimension below 1")
@@ -132,6 +139,7 @@ class Op:
         norm: bool = False,
         act: str = "",
         residual: bool = False,
+        bits: Bits = (),
     ) -> Op:
         """A 2-D convolution of an image of `shape` (C, H, W). Padding None is "same" for odd kernels."""
         kh, kw = _pair(kernel)
@@ -143,7 +151,9 @@ class Op:
         height, width = _spatial(shape, (kh, kw), (sh, sw), pads, (dh, dw))
         output = (out_channels, height, width)
         inputs = (shape, output) if residual else (shape,)
-        return cls("conv", inputs, output, (kh, kw), (sh, sw), pads, (dh, dw), groups, bias, norm, act, residual)
+        return cls(
+            "conv", inputs, output, (kh, kw), (sh, sw), pads, (dh, dw), groups, bias, norm, act, residual, bits=bits
+        )
 
     @classmethod
     def linear(cls, in_features: int, out_features: int, *, bias: bool = True, act: str = "") -> Op:
@@ -251,14 +261,19 @@ class Op:
         return self.weight_count
 
     @property
+    def bitops(self) -> int:
+        """MACs times weight bits times activation bits of a quantised convolution (SPOS, table 6); else zero."""
+        return self.macs * self.bits[0] * self.bits[1] if self.bits else 0
+
+    @property
     def conv_fc_params(self) -> int:
         """Parameters of convolutions and linear layers with their biases, without BatchNorm (as AtomNAS counts)."""
         return self.weight_count + (self.output[0] if self.bias and self.weight_count else 0)
 
     @property
     def params(self) -> int:
-        """Parameters of the module it was made from: weights, bias and BatchNorm's scale and shift."""
-        return self.conv_fc_params + (2 * self.output[0] if self.norm else 0)
+        """Parameters of the module it was made from: weights, bias, BatchNorm's scale and shift, a quantiser's clip."""
+        return self.conv_fc_params + (2 * self.output[0] if self.norm else 0) + (1 if self.bits else 0)
 
     @property
     def deployed_params(self) -> int:
@@ -305,6 +320,8 @@ class Op:
             parts.append("c" + "x".join(map(str, self.sections)))
         if self.kind in ("conv", "linear") and (self.bias or self.norm):
             parts.append("bias")
+        if self.bits:
+            parts.append(f"w{self.bits[0]}a{self.bits[1]}")
         if self.residual:
             parts.append("add")
         if self.act:
@@ -366,6 +383,7 @@ def _short(pair: tuple[int, int]) -> str:
     return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"
 
 
+_BITS = re.compile(r"w(\d)a(\d)")
 _FIELD = re.compile(r"^([kspdgc])(\d+(?:x\d+)*)$")
 
 
@@ -394,6 +412,8 @@ def _parse(key: str) -> Op:
             op = replace(op, layout=PLAIN)
         elif part in ACTIVATIONS:
             op = replace(op, act=part)
+        elif match := _BITS.fullmatch(part):
+            op = replace(op, bits=(int(match[1]), int(match[2])))
         elif match := _FIELD.match(part):
             op = setters[match[1]](op, _numbers(match[2]))
         else:

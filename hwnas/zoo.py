@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from hwnas.errors import UsageError
 from hwnas.network import Network
 from hwnas.spaces import Arch, get_space
+from hwnas.spaces.atoms import TABLES, AtomArch, AtomSpace, with_extras
 from hwnas.spaces.chain import ChainSpace, ConvSpec, NetSpec, Stage, slots_of
 from hwnas.spaces.mobile import MBConv
+from hwnas.spaces.resnet import RESNET18, RESNET34, uniform_resnet
 
 if TYPE_CHECKING:
     import torch
@@ -73,12 +75,37 @@ def _fbnet(layers: str, head: int = 1984) -> NetSpec:
     """A published FBNet: layers as kernel and widening, e.g. ``5e1g2``."""
     names = ["skip" if layer == "skip" else f"k{layer}" for layer in layers.replace("|", "").split()]
     net = _of_space("fbnet", names)
+    assert net.head is not None
     return replace(net, head=replace(net.head, cout=head))
 
 
 def _spos(blocks: str) -> NetSpec:
     """A published net of SPOS: one character a block, the kernel or ``x``."""
     return _of_space("spos-shufflenet", [f"choice_{block}" for block in blocks.replace(" ", "")])
+
+
+_ATOMNAS = {
+    "a": "16,12,9|19,2,1|9,7,1|14,1,0|46,49,50|27,19,14|22,11,3|30,14,3|127,130,111|33,25,45|38,12,34|53,23,19|"
+    "344,196,168|44,18,27|37,29,18|52,21,24|381,364,342|123,76,162|179,107,212|238,111,171|654,495,546",
+    "b": "7,15,17|16,4,0|17,7,1|22,4,1|58,66,67|39,24,17|22,13,3|38,16,3|166,148,151|31,43,65|41,15,28|77,21,43|"
+    "378,256,204|54,31,32|54,26,26|73,42,26|442,433,430|154,112,263|234,142,282|295,190,202|766,631,671",
+    "c": "15,23,13|20,3,2|21,8,1|21,4,0|64,65,70|40,23,28|36,21,9|40,22,7|169,170,157|45,55,74|58,21,37|77,18,39|"
+    "393,263,247|57,40,36|61,34,26|87,38,33|454,468,468|188,137,306|253,187,314|345,202,233|823,738,749",
+}
+"""Atoms of kernels 3, 5 and 7 of the published AtomNAS nets' 21 blocks (meijieru/AtomNAS, `apps/searched/models`)."""
+
+
+def _atomnas(letter: str) -> NetSpec:
+    """A published AtomNAS net."""
+    name = f"atomnas-{letter}"
+    widths = tuple(tuple(map(int, block.split(","))) for block in _ATOMNAS[letter].split("|"))
+    return AtomSpace(name, TABLES[name], (3, 224, 224), 1000).net(AtomArch(name, widths))
+
+
+def _spos_channels(blocks: str, scales: str) -> NetSpec:
+    """A published net of SPOS with searched channels: blocks as in `_spos`, widths in fifths less one."""
+    kinds = blocks.replace(" ", "")
+    return _of_space(f"spos-channels@{kinds}", [f"{(int(scale) + 1) / 5:.1f}x" for scale in scales.replace(" ", "")])
 
 
 ZOO: dict[str, NetSpec] = {
@@ -108,6 +135,16 @@ ZOO: dict[str, NetSpec] = {
     # README.
     "spos-319m": _spos("33x5 5533 73755373 75x7"),
     "spos-323m": _spos("7535 7373 737x3333 x7xx"),
+    **{f"atomnas-{letter}": _atomnas(letter) for letter in _ATOMNAS},
+    # "+": the found nets with Swish and squeeze and excitation, which the paper retrains.
+    **{f"atomnas-{letter}+": with_extras(_atomnas(letter)) for letter in _ATOMNAS},
+    "spos-328m": _spos_channels("33x5 5533 73755373 75x7", "6535 2634 25754674 4543"),
+    # The baselines of SPOS' table 6: all weights and activations of the residual blocks with the same bits.
+    **{
+        f"resnet{depth}-{bits}w{bits}a": uniform_resnet(table, bits)
+        for depth, table in ((18, RESNET18), (34, RESNET34))
+        for bits in (2, 3, 4)
+    },
 }
 """Every net by the name that is typed after ``zoo:``."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from command import ROOT
 from quick import quick_profile
@@ -26,14 +29,44 @@ from hwnas.spaces.base import Arch
 BENCHMARKS = ROOT / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def audit() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("budget_audit", BENCHMARKS / "budget_audit.py")
+def script(name: str) -> ModuleType:
+    """The benchmark as a module."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = sys.modules["budget_audit"] = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def audit() -> ModuleType:
+    return script("budget_audit")
+
+
+@pytest.mark.parametrize("method", ["hwnas evolution", "random search", "regularised evolution", "NSGA-II (pymoo)"])
+def test_a_search_of_known_nets_is_counted_up_to_the_optimum(tmp_path: Path, method: str) -> None:
+    if "pymoo" in method:
+        pytest.importorskip("pymoo")
+    macro, rng = script("nasbench_macro"), np.random.default_rng(0)
+    prices = rng.integers(1, 100, (6, 3)) * [0, 1, 1]
+    nets = list(itertools.product(range(3), repeat=6))
+    with gzip.open(tmp_path / "nets.csv.gz", "wt") as file:
+        file.write("arch,mean_acc,std,params,flops\n")
+        for net in nets:
+            macs = 50 + sum(int(row[gene]) for row, gene in zip(prices, net, strict=True))
+            file.write(f"{''.join(map(str, net))},{80 + sum(net) + rng.random()},0,0,{macs}\n")
+    accuracy, macs_of = macro.read(tmp_path / "nets.csv.gz")
+    problem = macro.Problem(accuracy, macs_of, macro.priced(macs_of), float(np.quantile(list(macs_of.values()), 0.5)))
+    within = [genes for genes, macs in macs_of.items() if macs <= problem.budget]
+    counts = [macro.run(problem, method, seed) for seed in range(6)]
+    assert all(1 <= near <= found <= len(within) for near, found in counts)
+    assert counts == [macro.run(problem, method, seed) for seed in range(6)]
+    assert len(set(counts)) > 1
+    assert (np.mean([found for _, found in counts]) < 0.4 * len(within)) == (method != "random search")
+    macs_of[1, 1, 1, 1, 1, 1] += 1
+    with pytest.raises(ValueError, match="do not add up"):
+        macro.priced(macs_of)
 
 
 def witness(latency_ms: float) -> MeasuredNetwork:
@@ -69,8 +102,6 @@ def test_a_net_is_judged_at_the_level_when_profiled(audit: ModuleType, capsys: p
 
 
 def test_the_stand_in_prefers_macs_and_differs_between_searches(audit: ModuleType) -> None:
-    import numpy as np
-
     space = get_space("proxyless-tiny")
     macs = audit.macs_cost(space).prices
     score = audit.StandIn(space, np.random.default_rng(0))
@@ -125,3 +156,27 @@ def test_the_independent_timing_knows_nothing_of_hwnas(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert found[1]["fastest_ms"] > 3 * found[0]["fastest_ms"] > 0
     assert all(row["fastest_ms"] <= row["p10_ms"] <= row["median_ms"] for row in found)
+
+
+def test_an_atomnas_step_is_that_of_the_straightforward_implementation() -> None:
+    """In double precision the losses of twenty steps and the averages are equal; in single they drift apart."""
+    import torch
+
+    from hwnas.spaces.atoms import AtomSpace, AtomTable
+    from hwnas.spaces.chain import Stage
+
+    spec = importlib.util.spec_from_file_location("atomnas_step", BENCHMARKS / "atomnas_step.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    space = AtomSpace("few", AtomTable(4, 4, (Stage(6, 2, 2), Stage(8, 1, 2)), 16, expand=2), (3, 16, 16), 4)
+    ours, plain = module.both(space, torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(8) % 4
+    for _ in range(20):
+        images = torch.randn(8, 3, 16, 16, generator=generator, dtype=torch.float64)
+        assert ours.step(images, labels) == pytest.approx(plain.step(images, labels), rel=1e-9)
+    for average, (name, parameter) in zip(plain.averages, ours.net.named_parameters(), strict=True):
+        assert not torch.equal(average, parameter)
+        torch.testing.assert_close(ours.hooks.ema.shadow[name], average, rtol=1e-7, atol=1e-10)

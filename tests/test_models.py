@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from hwnas.errors import HwnasError, UsageError
 from hwnas.measure.onnx_models import network_to_onnx
-from hwnas.models import load_model, load_models
+from hwnas.models import load_model, load_models, space_name
 from hwnas.spaces import SPACES, get_space
 from hwnas.zoo import ZOO
 
@@ -66,9 +66,32 @@ def test_space_is_the_whole_supernet(name: str) -> None:
     space = get_space(name)
     assert loaded.supernet
     assert loaded.module() is None
-    slots = [space.slot_ops(slot, choice) for slot, names in enumerate(space.slots) for choice in range(len(names))]
-    assert loaded.network.macs == sum(op.macs for ops in (space.fixed_ops(), *slots) for op in ops)
+    supernet = space.supernet()  # the parameters of convolutions and linear layers: it may have no others
+    held = sum(p.numel() for name, p in supernet.named_parameters() if p.ndim > 1 or "classifier" in name)
+    assert loaded.network.conv_fc_params == held
+    assert loaded.network.macs == sum(op.macs for op in space.supernet_ops())
     assert loaded.network.params > space.network(space.sample(np.random.default_rng(0))).params
+
+
+def test_a_channel_space_stands_on_the_blocks_of_a_net(tmp_path: Path) -> None:
+    assert space_name("spos-channels@zoo:spos-319m") == "spos-channels@33x5553373755373" + "75x7"
+    assert space_name("proxyless") == "proxyless"
+    joint = get_space("spos-joint-tiny")
+    arch = joint.sample(np.random.default_rng(0))
+    folder = tmp_path / "run" / "nets" / "found"
+    folder.mkdir(parents=True)
+    (folder / "arch.json").write_text(json.dumps(joint.to_json(arch)))
+    (tmp_path / "run" / "run.toml").write_text("")
+    kinds = "".join(name.removeprefix("choice_")[0] for name in joint.describe(arch))
+    for source in (folder, tmp_path / "run"):
+        assert space_name(f"spos-channels-tiny@{source}") == f"spos-channels-tiny@{kinds}"
+    assert load_model(f"space:spos-channels-tiny@{folder}").supernet
+    with pytest.raises(UsageError, match=r"stands on no net of choice blocks: its blocks are not choice blocks"):
+        space_name("spos-channels@zoo:fbnet-a")
+    with pytest.raises(UsageError, match=r"stands on no net of choice blocks: no net of the zoo is called 'spos-9'"):
+        space_name("spos-channels@zoo:spos-9")
+    with pytest.raises(UsageError, match=r"stands on no net"):
+        space_name(f"spos-channels@{tmp_path}")
 
 
 def test_onnx_file(tmp_path: Path) -> None:

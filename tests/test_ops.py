@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,3 +153,20 @@ def test_impossible_operators_are_refused() -> None:
         Op.activation((3, 8, 8), "swoosh")
     with pytest.raises(ValueError, match="add up"):
         Op.split((8, 2, 2), (3, 4))
+
+
+def test_a_quantised_convolution_has_bitops_and_a_key_of_its_own() -> None:
+    op = Op.conv((64, 56, 56), 64, kernel=3, norm=True, residual=True, act="relu", bits=(2, 4))
+    assert op.key == "conv 64x56x56,64x56x56>64x56x56 k3 p1 bias w2a4 add relu"
+    assert Op.parse(op.key) == op.deployed()
+    assert op.bitops == op.macs * 8
+    assert replace(op, bits=()).bitops == 0
+    assert op.params == replace(op, bits=()).params + 1  # the clip of its activations
+
+
+@pytest.mark.parametrize("bits", [(0, 2), (2, 9), (2,), (2, 2, 2)])
+def test_impossible_bits_are_refused(bits: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="bits"):
+        Op.conv((4, 8, 8), 4, kernel=1, bits=bits)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="bits"):
+        replace(Op.linear(4, 2), bits=(2, 2))

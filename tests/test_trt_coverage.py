@@ -14,8 +14,8 @@ from quick import tiny_network
 from hwnas.measure.runtimes import INSTALL
 from hwnas.network import Network
 from hwnas.ops import KINDS
-from hwnas.spaces import SPACES, get_space
-from hwnas.zoo import ZOO
+from hwnas.spaces import ATOM_SPACES, SPACES, get_space
+from hwnas.zoo import ZOO, zoo_network
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,14 @@ def test_every_kind_choice_and_net_is_asked_for(coverage: ModuleType) -> None:
         taken = [set(genes) for genes in zip(*(arch.genes for arch in coverage.archs_of(space)), strict=True)]
         assert taken == [set(range(len(choices))) for choices in space.slots]
     nets = list(coverage.zoo_targets())
-    assert [one.what for one in nets] == list(ZOO)
-    assert sum("int8" in one.precisions for one in nets) == 1
+    assert [one.row for one in nets] == [f"zoo {name}" for name in ZOO]
+    built = [one for one in nets if isinstance(one, coverage.Target)]
+    assert sum("int8" in one.precisions for one in built) == 1
+    spaces = list(coverage.space_targets())
+    assert list(dict.fromkeys(one.row for one in spaces)) == [f"space {name}" for name in (*SPACES, *ATOM_SPACES)]
+    skipped = {one.row for one in (*nets, *spaces) if isinstance(one, coverage.Skipped)}
+    few_bits = {f"zoo {name}" for name in ZOO if zoo_network(name).quantised}
+    assert skipped == few_bits | {f"space {name}" for name in SPACES if name.startswith("resnet")}
 
 
 def test_a_kind_that_was_forgotten_is_not_built(coverage: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,15 @@
 """Published nets: exact MACs and parameters, by arithmetic and from the module."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from hwnas.errors import UsageError
+from hwnas.models import load_model
+from hwnas.network import Network
 from hwnas.trace import ops_of
 from hwnas.zoo import ZOO, zoo_module, zoo_network
 
@@ -23,7 +26,27 @@ def test_golden_numbers(name: str) -> None:
     assert network.macs == GOLDEN[name]["macs"]
     assert network.params == GOLDEN[name]["params"]
     assert sum(p.numel() for p in module.parameters()) == GOLDEN[name]["params"]
+    assert network.bitops == GOLDEN[name].get("bitops", 0)
     assert not network.unknown
+
+
+def test_bitops_are_those_of_the_paper() -> None:
+    """Guo et al. 2020, table 6, to the printed digits; G is 2^30."""
+    printed = {"18": (6.32, 14.21, 25.27), "34": (13.21, 29.72, 52.83)}
+    for depth, figures in printed.items():
+        for bits, wanted in zip((2, 3, 4), figures, strict=True):
+            assert round(zoo_network(f"resnet{depth}-{bits}w{bits}a").bitops / 2**30, 2) == wanted
+
+
+@pytest.mark.parametrize("depth", [18, 34])
+def test_the_quantised_resnets_have_the_layers_of_torchvisions(depth: int) -> None:
+    """All but bits, and but for which of a block's two last convolutions absorbs the add."""
+
+    def layers(network: Network) -> list[str]:
+        plain = (replace(op, bits=(), residual=False, act="", inputs=op.inputs[:1]) for op in network.ops)
+        return sorted(op.key for op in plain)
+
+    assert layers(zoo_network(f"resnet{depth}-2w2a")) == layers(load_model(f"torchvision:resnet{depth}").network)
 
 
 @pytest.mark.parametrize("name", ZOO)

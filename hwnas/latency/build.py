@@ -13,6 +13,7 @@ import numpy as np
 
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
+from hwnas.latency import atoms
 from hwnas.latency.calibration import Quality
 from hwnas.latency.covers import cover_archs
 from hwnas.latency.kernels import assign
@@ -36,6 +37,7 @@ from hwnas.measure.process import MeasuringProcess
 from hwnas.network import Network
 from hwnas.ops import Op
 from hwnas.progress import Progress
+from hwnas.spaces.atoms import AtomSpace
 from hwnas.spaces.base import Space
 
 NOISY = 0.15
@@ -73,7 +75,7 @@ def build_table(
     profile: DeviceProfile,
     path: Path,
     *,
-    spaces: Sequence[Space] = (),
+    spaces: Sequence[Space | AtomSpace] = (),
     models: Mapping[str, Network] | None = None,
     whole: Mapping[str, Network] | None = None,
     progress: Progress,
@@ -95,6 +97,13 @@ def build_table(
         ops = [op for network in models.values() for op in lower(network)]
         covers, networks = dict(known), {**known, **(whole or {})}
         for space in spaces:
+            if isinstance(space, AtomSpace):
+                ops += atoms.kernels(space, lower)
+                for index, widths in enumerate(atoms.cover_archs(space)):
+                    covers[f"{space.name} #{index}"] = space.network(widths)
+                for index, widths in enumerate(atoms.calibration_archs(space, CALIBRATION_NETWORKS)):
+                    networks[f"{space.name} #{index}"] = space.network(widths)
+                continue
             kernels = SpaceKernels.of(space, lower)
             ops += kernels.every()
             calibration = calibration_archs(space, CALIBRATION_NETWORKS)

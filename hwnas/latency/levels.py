@@ -28,6 +28,13 @@ that a low quantile is nearer to the truth; where they scatter a lot, the median
 NOISY = 0.03
 """Scatter of the visits (relative, by the median absolute deviation) from which on the median is taken."""
 
+QUIET = 0.05
+"""A visit made while the machine took so much longer at most says what the kernels of a network take. Others say less:
+what slows all networks down slows each in its own measure (MobileNets by 14%, a network of shuffles by 31%)."""
+
+LEAST_QUIET = 3
+"""Of a network with fewer quiet visits, so many of its quietest ones count."""
+
 RESAMPLES = 200
 MIN_REFERENCE_SAMPLES = 20
 """An entry with fewer samples in a session says nothing of the session's level."""
@@ -148,6 +155,20 @@ class Levels:
         values = self._log[places] - self._regime[places] + np.log(factors)
         return level_of(values, sum(map(len, samples)), self.quantile)
 
+    def _slowness(self, entry: tuple[str, str]) -> dict[int, float]:
+        """By the visits' numbers, how much longer the machine took than when it was quiet, in logarithms."""
+        visits = ((self._visits[place], self._regime[place]) for place in self._of.get(entry, ()))
+        return {v.number: float(regime) - math.log(self.sessions.get(v.session, 1.0)) for v, regime in visits}
+
+    def quiet(self, entry: tuple[str, str]) -> int:
+        """How many visits of an entry were made while the machine was quiet."""
+        return sum(slow <= QUIET for slow in self._slowness(entry).values())
+
+    def _telling(self, entry: tuple[str, str]) -> list[int]:
+        """Numbers of an entry's visits that tell of its kernels: the quiet ones."""
+        slow = self._slowness(entry)
+        return sorted(slow, key=slow.__getitem__)[: max(LEAST_QUIET, self.quiet(entry))]
+
     def networks(self, role: str) -> dict[str, Estimate]:
         """Latencies of a role's entries by name, at the level of the first session when it was quiet."""
         return {name: self._level(places) for (kind, name), places in self._of.items() if kind == role}
@@ -201,8 +222,8 @@ class Levels:
         }
 
     def _valued(self, timed: Iterable[tuple[str, int, float, Samples]]) -> list[_Valued]:
-        """What was timed inside networks, at the level of the first session; visits that are not known are left out."""
-        owner = {visit.number: visit.entry for visit in self._visits}
+        """What was timed inside networks, at the level of the first session, of the visits that tell something."""
+        owner = {number: entry for entry in self._of for number in self._telling(entry)}
         found = []
         for name, number, launches, samples in timed:
             if number in owner:

@@ -145,12 +145,16 @@ class _Lowering:
         self.converted.add(ref)
         self.kernels.append(Op.conversion(shape, blocked=blocked))
 
+    def _adds_apart(self, op: Op, arriving: bool) -> bool:
+        """Whether a residual is not fused: in blocks it must come in blocks, else the convolution must have a bias."""
+        return not arriving if placement(op, self.block).output else not op.bias
+
     def add(self, op: Op, refs: Sequence[Ref], shapes: Sequence[Shape]) -> bool:
         """Adds `op`; returns whether it gives blocks."""
         arriving = tuple(
             self.blocked[ref] and shape == taken for ref, shape, taken in zip(refs, shapes, op.inputs, strict=True)
         )
-        if op.residual and not arriving[-1] and placement(op, self.block).output:
+        if op.residual and self._adds_apart(op, arriving[-1]):
             alone = replace(op, inputs=op.inputs[:1], residual=False, act="")
             given = self.add(alone, refs[:1], shapes[:1])
             if given:

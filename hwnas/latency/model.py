@@ -22,6 +22,7 @@ from hwnas.latency.widths import NORMAL_90
 from hwnas.measure.statistics import Estimate
 from hwnas.network import Network
 from hwnas.ops import Op, Shape
+from hwnas.spaces.atoms import AtomSpace
 from hwnas.spaces.base import Space
 
 MIN_GROUP = 8
@@ -186,6 +187,36 @@ class LatencyModel:
         terms = self.terms.parts(between)
         return Prediction(latency, *ends, coverage, (), ops, calibration.networks > 0, *guessed, terms)
 
+    def search_ends(self, network: Network) -> tuple[float, float]:
+        """Latency of a network and the one-sided upper end that a search decides on, in ms.
+
+        Raises:
+            HwnasError: the table says nothing of one of its operators.
+        """
+        calibration = self.calibration(network.input_shape)
+        margin, more = calibration.upper
+        known = self._chain_or_error(self.lower(network))
+        summed = sum(found.latency_ms for found in known)
+        doubt = calibration.slope * _NORMAL_FEASIBLE * sum(found.deviation_ms for found in known)
+        latency = calibration.latency_ms(summed)
+        return latency, margin * latency + more + doubt
+
+    def sum_of(self, ops: Sequence[Op]) -> float:
+        """What operators that follow each other add up to in ms, calibrated but for the offset.
+
+        Raises:
+            HwnasError: the table says nothing of one of them.
+        """
+        return self.pooled.slope * sum(found.latency_ms for found in self._chain_or_error(ops))
+
+    def _chain_or_error(self, ops: Sequence[Op]) -> list[Known]:
+        known = self._chain(ops)
+        if len(known) < len(self.knowledge.pieces(ops)):
+            lacking = [op.key for piece, found in self._known(self.knowledge.pieces(ops)).items()
+                       if found is None for op in piece]  # fmt: skip
+            raise HwnasError(f"{self.path} lacks operators such as '{lacking[0]}': profile the space, or add --measure")
+        return known
+
     def missing(self, ops: Iterable[Op]) -> list[str]:
         """Keys of `ops` that the table lacks."""
         return sorted({op.key for op in ops} - set(self.operators))
@@ -268,14 +299,14 @@ def _calibrated(found: Sequence[tuple[float, float, float]]) -> Calibration:
     return calibrate(sums, measured, median(errors) if errors else None)
 
 
-def profile_command(space: Space, model: LatencyModel) -> str:
+def profile_command(space: Space | AtomSpace, model: LatencyModel) -> str:
     """The command that adds a space to the model's table."""
     import shlex
 
     from hwnas.devices import list_profiles
-    from hwnas.spaces import get_space
+    from hwnas.spaces import find_space
 
-    default = get_space(space.name)
+    default = find_space(space.name)
     profile = model.header["profile"]
     # a profile from a file of the user's is not known by its name: what ships for the device measures as well
     names = [known.name for known in list_profiles() if known.name == profile["name"]]

@@ -11,6 +11,7 @@ import numpy as np
 
 from hwnas.costs import macs_cost
 from hwnas.devices import DeviceProfile
+from hwnas.latency.levels import LEAST_QUIET
 from hwnas.latency.lowering import Lower, blocked_tensors
 from hwnas.latency.table import LatencyTable
 from hwnas.measure.onnx_models import network_to_onnx, op_to_onnx
@@ -25,6 +26,9 @@ CALIBRATION_NETWORKS = 30
 
 COVER_VISITS = 8
 """Visits of each network whose kernels are timed; each kernel is in at least two of them, mostly in many more."""
+
+MORE_COVER_VISITS, MOST_COVER_VISITS = 4, 40
+"""Where too few of these were made while the machine was quiet: so many more at a time, so many at most."""
 
 COMPANY = 7
 """Networks that are visited beside what is added to a table later."""
@@ -152,9 +156,10 @@ def entries_of(
 def unsure_entries(
     table: LatencyTable, profile: DeviceProfile, plan: Plan, entries: Mapping[tuple[str, str], Entry]
 ) -> dict[tuple[str, str], Entry]:
-    """Networks whose interval, regimes of the machine taken off, is too wide, with more visits granted to each.
+    """Networks that are not certain enough yet, with more visits granted to each, and what has to be visited with them.
 
-    Empty when all are certain enough, or have as many visits as the profile allows.
+    Those that are measured whole have too wide an interval, regimes of the machine taken off; those whose kernels are
+    timed met too few quiet moments. Empty when all are certain, or have as many visits as the profile allows.
     """
     timing = profile.timing
     widths = {net.name: net.measured.relative_error for net in table.networks()}
@@ -167,8 +172,28 @@ def unsure_entries(
             entry.passes = min(timing.max_passes, len(entry.visits) + step)
             if is_open(entry, timing):
                 unsure[key] = entry
+    company: dict[tuple[str, str], Entry] = {}
+    for name, network in plan.covers.items():
+        key = ("cover", entry_name(name, network))
+        entry = entries.get(key)
+        if entry is not None and entry.failure is None and table.quiet_visits(*key) < LEAST_QUIET:
+            entry.passes = min(timing.max_passes, MOST_COVER_VISITS, len(entry.visits) + MORE_COVER_VISITS)
+            if is_open(entry, timing):
+                unsure[key] = entry
+                company = _company_in(plan, entries)
+    for entry in company.values():
+        entry.passes = max(entry.passes, len(entry.visits) + MORE_COVER_VISITS)
+    unsure |= company
     reference = {key: entry for key, entry in entries.items() if entry.reference}
     return {**unsure, **reference} if unsure else {}
+
+
+def _company_in(plan: Plan, entries: Mapping[tuple[str, str], Entry]) -> dict[tuple[str, str], Entry]:
+    """Entries of networks that are visited beside covers: the plan's company, else some that it measures whole."""
+    names = list(plan.company) or [entry_name(name, network) for name, network in plan.networks.items()]
+    known = {("network", name): entries.get(("network", name)) for name in names}
+    usable = {key: entry for key, entry in known.items() if entry is not None and entry.failure is None}
+    return dict(list(usable.items())[:COMPANY])
 
 
 def operators_of(todo: Sequence[tuple[str, str]], plan: Plan, lower: Lower) -> set[str]:

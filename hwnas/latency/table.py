@@ -279,6 +279,10 @@ class LatencyTable:
         """The reference network at the level that all latencies of the table are given at."""
         return self._levels.networks("reference").get("reference")
 
+    def quiet_visits(self, role: str, name: str) -> int:
+        """Visits of a network that were made while the machine was quiet."""
+        return self._levels.quiet((role, name))
+
     @property
     def estimator(self) -> str:
         """How latencies of whole networks are told from their samples, in words."""

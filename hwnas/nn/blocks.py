@@ -10,11 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hwnas.nn.quantise import QuantConv2d
+from hwnas.spaces.atoms import AtomBlock
 from hwnas.spaces.chain import Block, ConvSpec, NetSpec, ShuffleSpec
 from hwnas.spaces.mobile import MBConv, Pointwise
+from hwnas.spaces.resnet import MaxPool, QuantBlock
 from hwnas.spaces.shufflenet import ShuffleBlock
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"": nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "": nn.Identity,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "silu": nn.SiLU,
+    "sigmoid": nn.Sigmoid,
+}
+
+
+def _conv(spec: ConvSpec) -> nn.Conv2d:
+    return nn.Conv2d(spec.cin, spec.cout, spec.kernel, spec.stride, spec.kernel // 2, groups=spec.groups, bias=False)
+
 
 Norm = Callable[[int], nn.BatchNorm2d]
 """Makes the BatchNorm of so many channels."""
@@ -25,15 +39,28 @@ class ConvNormAct(nn.Module):
 
     def __init__(self, spec: ConvSpec, norm: Norm) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            spec.cin, spec.cout, spec.kernel, spec.stride, spec.kernel // 2, groups=spec.groups, bias=False
-        )
+        self.conv = QuantConv2d(spec) if spec.bits else _conv(spec)
         self.norm = norm(spec.cout)
         self.act = ACTIVATIONS[spec.act]()
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.act(self.norm(self.conv(x)))
         return y
+
+
+class Dropout(nn.Dropout):
+    """Dropout whose chance comes from a generator that is handed to it; torch's own takes the global one.
+
+    Without a generator it is torch's.
+    """
+
+    generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.generator is None or not self.training or not self.p:
+            return super().forward(x)
+        kept = torch.empty(x.shape).bernoulli_(1 - self.p, generator=self.generator)
+        return x * kept.to(x) / (1 - self.p)
 
 
 class ChannelShuffle(nn.Module):
@@ -47,10 +74,12 @@ class ChannelShuffle(nn.Module):
         return torch.unflatten(x, 1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
-def _chain(layers: Iterable[ConvSpec | ShuffleSpec], norm: Norm) -> nn.Sequential:
+def _chain(
+    layers: Iterable[ConvSpec | ShuffleSpec], norm: Norm, conv: Callable[[ConvSpec, Norm], nn.Module] = ConvNormAct
+) -> nn.Sequential:
     chain = nn.Sequential()
     for layer in layers:
-        module = ChannelShuffle(layer.groups) if isinstance(layer, ShuffleSpec) else ConvNormAct(layer, norm)
+        module = ChannelShuffle(layer.groups) if isinstance(layer, ShuffleSpec) else conv(layer, norm)
         chain.add_module(layer.name, module)
     return chain
 
@@ -76,24 +105,66 @@ class Bottleneck(nn.Module):
 
 
 class ShuffleUnit(nn.Module):
-    """The module of a `ShuffleBlock`."""
+    """The module of a `ShuffleBlock`; `conv` makes its layers."""
 
-    def __init__(self, block: ShuffleBlock, norm: Norm) -> None:
+    def __init__(
+        self, block: ShuffleBlock, norm: Norm, conv: Callable[[ConvSpec, Norm], nn.Module] = ConvNormAct
+    ) -> None:
         super().__init__()
         # Into as many groups as there are pairs: the even channels come first, then the odd ones.
         self.shuffle = ChannelShuffle(block.cin // 2) if block.stride == 1 else None
-        self.projection = _chain(block.projection(), norm)
-        self.main = _chain(block.main(), norm)
+        self.projection = _chain(block.projection(), norm, conv)
+        self.main = _chain(block.main(), norm, conv)
+
+    def cut(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What is kept and what goes through the main branch."""
+        if self.shuffle is None:
+            return x, x
+        kept, entry = self.shuffle(x).chunk(2, 1)
+        return kept, entry
 
     def forward(self, x: Tensor) -> Tensor:
-        kept, entry = (x, x) if self.shuffle is None else self.shuffle(x).chunk(2, 1)
+        kept, entry = self.cut(x)
         return torch.cat((self.projection(kept), self.main(entry)), 1)
+
+
+def _atoms(block: AtomBlock, norm: Norm) -> nn.Module:
+    from hwnas.nn.atoms import AtomSum  # which is made of this module's parts
+
+    return AtomSum(block, norm)
+
+
+class QuantUnit(nn.Module):
+    """The module of a `QuantBlock`; `conv` makes its layers."""
+
+    def __init__(
+        self, block: QuantBlock, norm: Norm, conv: Callable[[ConvSpec, Norm], nn.Module] = ConvNormAct
+    ) -> None:
+        super().__init__()
+        self.shortcut = _chain(block.shortcut(), norm, conv)
+        self.main = _chain(block.main(), norm, conv)
+        self.act = nn.ReLU()
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The BatchNorm before the residual add."""
+        norm = self.main[-1].norm
+        assert isinstance(norm, nn.BatchNorm2d)
+        return norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.shortcut(x)
+        y: Tensor = self.act(self.main(x) + kept)
+        return y
 
 
 MODULES: dict[type[Block], Callable[[Any, Norm], nn.Module]] = {
     MBConv: Bottleneck,
     Pointwise: lambda block, norm: ConvNormAct(block.conv, norm),
     ShuffleBlock: ShuffleUnit,
+    AtomBlock: _atoms,
+    QuantBlock: QuantUnit,
+    MaxPool: lambda block, _norm: nn.MaxPool2d(block.kernel, block.stride, (block.kernel - 1) // 2),
 }
 """The module of each kind of block."""
 
@@ -125,11 +196,12 @@ def chain_modules(net: NetSpec, *, affine: bool = True) -> ChainNet:
     """The module of `net` with whatever weights torch gives it; `affine` as in `block_module`."""
     norm = _norm(net.norm_eps, affine)
     head = nn.Sequential()
-    head.add_module("conv", ConvNormAct(net.head, norm))
+    if net.head:
+        head.add_module("conv", ConvNormAct(net.head, norm))
     head.add_module("pool", nn.AdaptiveAvgPool2d(1))
     head.add_module("flatten", nn.Flatten())
-    head.add_module("dropout", nn.Dropout(net.dropout))
-    head.add_module("classifier", nn.Linear(net.head.cout, net.num_classes, bias=net.bias))
+    head.add_module("dropout", Dropout(net.dropout))
+    head.add_module("classifier", nn.Linear(net.features, net.num_classes, bias=net.bias))
     blocks = (block_module(block, net.norm_eps, affine=affine) for block in net.blocks)
     return ChainNet(ConvNormAct(net.stem, norm), nn.Sequential(*blocks), head)
 
@@ -163,7 +235,7 @@ def init_weights(
                 nn.init.zeros_(part.bias)
     if zero_init_residual:
         for part in module.modules():
-            if isinstance(part, Bottleneck) and part.residual:
+            if isinstance(part, QuantUnit) or (isinstance(part, Bottleneck) and part.residual):
                 nn.init.zeros_(part.last_norm.weight)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING
 
@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.nn.blocks import ChainNet, with_scale_and_shift
+from hwnas.nn.sliced import Narrowed, Region
 
 if TYPE_CHECKING:
     from hwnas.spaces.base import Arch, Space
+    from hwnas.spaces.chain import Slice
 
 
 class SinglePathSupernet(nn.Module):
-    """Every choice of every slot as a module of its own; a forward pass runs one path.
+    """Every choice of every slot as a module of its own, or as a slice of one that it shares; a pass runs one path.
 
     What a path does not touch gets no gradient (`grad` stays None, so that an optimizer leaves it alone: neither weight
     decay nor momentum moves it), provided that gradients are cleared to None between steps, as torch does by default.
@@ -29,8 +31,10 @@ class SinglePathSupernet(nn.Module):
         space: what the slots belong to; it judges architectures.
         stem: what every path starts with.
         fixed: blocks after the stem that every path has.
-        slots: for each slot the choices by name, in the space's order; None is the identity.
+        slots: for each slot the modules, by the name of the choice or of what choices share; a choice that has none is
+            the identity.
         head: what every path ends with.
+        slices: for each slot the choices that are slices of a shared module.
     """
 
     def __init__(
@@ -38,30 +42,34 @@ class SinglePathSupernet(nn.Module):
         space: Space,
         stem: nn.Module,
         fixed: nn.Sequential,
-        slots: Sequence[Mapping[str, nn.Module | None]],
+        slots: Sequence[Mapping[str, nn.Module]],
         head: nn.Sequential,
+        slices: Sequence[Mapping[str, Slice]],
     ) -> None:
         super().__init__()
         self.space = space
         self.stem = stem
         self.fixed = fixed
-        self.slots = nn.ModuleList(
-            nn.ModuleDict({name: choice for name, choice in choices.items() if choice is not None}) for choices in slots
-        )
+        self.slots = nn.ModuleList(nn.ModuleDict(dict(modules)) for modules in slots)
         self.head = head
+        self._slices = slices
+        self._taken: tuple[int, ...] = ()
 
     def path(self, genes: Sequence[int]) -> list[nn.Module]:
         """The chosen modules in order; what is left out is not among them."""
-        chosen = []
+        chosen: list[nn.Module] = []
         for slot, (gene, names) in enumerate(zip(genes, self.space.slots, strict=True)):
-            choices = self.slots[slot]
-            assert isinstance(choices, nn.ModuleDict)
-            if names[gene] in choices:
-                chosen.append(choices[names[gene]])
+            modules, name = self.slots[slot], names[gene]
+            assert isinstance(modules, nn.ModuleDict)
+            if part := self._slices[slot].get(name):
+                chosen.append(Narrowed(modules[part.key], part.block))
+            elif name in modules:
+                chosen.append(modules[name])
         return chosen
 
     def forward(self, x: Tensor, genes: Sequence[int]) -> Tensor:
         """Class scores of a batch of images along the path `genes`."""
+        self._taken = tuple(genes)
         x = self.fixed(self.stem(x))
         for block in self.path(genes):
             x = block(x)
@@ -78,6 +86,48 @@ class SinglePathSupernet(nn.Module):
             HwnasError: the architecture is not of this space.
         """
         self.space.check(arch)
-        module = deepcopy(ChainNet(self.stem, nn.Sequential(*self.fixed, *self.path(arch.genes)), self.head))
+        path = (part.plain() if isinstance(part, Narrowed) else deepcopy(part) for part in self.path(arch.genes))
+        blocks = nn.Sequential(*deepcopy(self.fixed), *path)
+        module = ChainNet(deepcopy(self.stem), blocks, deepcopy(self.head))
         with_scale_and_shift(module)
         return module
+
+    def guard(self, optimizer: torch.optim.Optimizer) -> None:
+        """Makes the steps of `optimizer` leave alone what the last path did not use of the weights that it sliced.
+
+        The gradient of a sliced weight is zero outside of the slice, but weight decay and momentum would move it. A
+        step then changes neither the weight nor the optimizer's state there.
+        """
+        kept: list[tuple[Tensor, Region, Tensor]] = []
+
+        def tensors() -> Iterator[tuple[Tensor, Region]]:
+            for part in self.path(self._taken) if self._taken else ():
+                if not isinstance(part, Narrowed):
+                    continue
+                regions = part.regions()
+                for name, parameter in part.wide.named_parameters():
+                    region = regions[name]
+                    if parameter.grad is None or parameter[region].shape == parameter.shape:
+                        continue
+                    yield parameter, region
+                    for state in optimizer.state.get(parameter, {}).values():
+                        if isinstance(state, Tensor) and state.shape == parameter.shape:
+                            yield state, region
+
+        @torch.no_grad()
+        def before(*_: object) -> None:
+            kept.extend((tensor, region, tensor.detach().clone()) for tensor, region in tensors())
+
+        @torch.no_grad()
+        def after(*_: object) -> None:
+            known = {id(tensor) for tensor, _, _ in kept}
+            for tensor, region in tensors():
+                if id(tensor) not in known:  # state that this step made: nothing was there before
+                    kept.append((tensor, region, torch.zeros_like(tensor)))
+            for tensor, region, saved in kept:
+                saved[region] = tensor[region]
+                tensor.copy_(saved)
+            kept.clear()
+
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)

@@ -9,19 +9,51 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from hwnas.budget import Budget
 from hwnas.costs import Cost, macs_cost, params_cost
 from hwnas.errors import HwnasError
+from hwnas.ops import Shape
 from hwnas.runs import NetFolder
 from hwnas.search.feasible import FeasibleSampler
 from hwnas.spaces.base import Arch, Space
-from hwnas.train.recipe import Recipe
+from hwnas.train.recipe import Phase, Recipe
 
 METHODS = ("spos", "random")
+
+
+class Described(Protocol):
+    """What a run notes of a space, of slots or of atoms."""
+
+    name: str
+    input_shape: Shape
+    num_classes: int
+
+
+class Asked(Protocol):
+    """What every search is asked for, whatever its space is made of."""
+
+    @property
+    def space(self) -> Described: ...
+    @property
+    def data(self) -> str: ...
+    @property
+    def budgets(self) -> Sequence[Sequence[Budget]]: ...
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def notes(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +128,13 @@ class Goal:
         return " and ".join(map(str, self.budgets)) or "no budget"
 
 
+class Keyed(Protocol):
+    """A net that is wanted; see `Goal`."""
+
+    @property
+    def key(self) -> str: ...
+
+
 def make_goal(request: SearchRequest, budgets: Sequence[Budget]) -> Goal:
     """The net that meets `budgets`.
 
@@ -119,10 +158,10 @@ def make_goal(request: SearchRequest, budgets: Sequence[Budget]) -> Goal:
         for prices in (cost.upper.choices, *((walk.extra, walk.tail) if walk is not None else ())):
             digest.update(np.ascontiguousarray(prices).data)
     digest.update(json.dumps([identity(request), request.recipe.model_dump(), request.method]).encode())
-    return Goal(_net_name(budgets), tuple(budgets), sampler, digest.hexdigest())
+    return Goal(net_name(budgets), tuple(budgets), sampler, digest.hexdigest())
 
 
-def _net_name(budgets: Sequence[Budget]) -> str:
+def net_name(budgets: Sequence[Budget]) -> str:
     """A folder name: ``latency-17ms``, ``latency-60pct-params-4.2M``."""
     parts = []
     for budget in budgets:
@@ -131,7 +170,7 @@ def _net_name(budgets: Sequence[Budget]) -> str:
     return "-".join(parts) or "unlimited"
 
 
-def identity(request: SearchRequest) -> dict[str, Any]:
+def identity(request: Asked) -> dict[str, Any]:
     """What the supernet depends on: a run folder belongs to one such set."""
     return {
         "method": request.method,
@@ -141,11 +180,16 @@ def identity(request: SearchRequest) -> dict[str, Any]:
         "num_classes": request.space.num_classes,
         "seed": request.seed,
         "zero_init_residual": request.recipe.zero_init_residual,
-        "supernet": request.recipe.supernet.model_dump(),
+        "supernet": _phase(request.recipe.supernet),
     }
 
 
-def configuration(request: SearchRequest) -> dict[str, Any]:
+def _phase(phase: Phase) -> dict[str, Any]:
+    """A training without what it does not use: runs made before there were staircases are still the same."""
+    return phase.model_dump(exclude=set() if phase.schedule == "staircase" else {"decay", "decay_steps"})
+
+
+def configuration(request: Asked) -> dict[str, Any]:
     """The rest of what run.toml keeps."""
     return {
         "budgets": [[asdict(budget) for budget in budgets] for budgets in request.budgets],
@@ -171,7 +215,7 @@ def generator(request: SearchRequest, goal: Goal, method: str) -> np.random.Gene
     return np.random.default_rng(np.random.SeedSequence([request.seed, zlib.crc32(text.encode())]))
 
 
-def finished(folder: NetFolder, goal: Goal) -> bool:
+def finished(folder: NetFolder, goal: Keyed) -> bool:
     """The net is there, and is what this request would make."""
     files = (folder.arch, folder.weights, folder.onnx)
     return folder.result().get("key") == goal.key and all(file.is_file() for file in files)
@@ -185,14 +229,14 @@ def figures(request: SearchRequest, goal: Goal, arch: Arch) -> dict[str, Any]:
     ``feasible_fraction`` is the share of all architectures that meet the budgets, ``acceptance`` the share of the
     sampler's draws that could be kept.
     """
-    latency = request.costs.get("latency")
+    latency, bitops = request.costs.get("latency"), request.costs.get("bitops")
     used = [request.costs[budget.cost].upper.total_of(arch.genes) / budget.limit for budget in goal.budgets]
     return {
         "predicted_ms": latency.prices.total_of(arch.genes) if latency else None,
         "high_ms": latency.upper.total_of(arch.genes) if latency else None,
         "macs": round(macs_cost(request.space).prices.total_of(arch.genes)),
         "params": round(params_cost(request.space).prices.total_of(arch.genes)),
-        "bitops": None,
+        "bitops": round(bitops.prices.total_of(arch.genes)) if bitops else None,
         "budgets": [asdict(budget) for budget in goal.budgets],
         "budget_used": max(used) if used else None,
         "binding": binding(goal.budgets, request.costs),

@@ -17,7 +17,7 @@ import numpy as np
 
 from hwnas.errors import HwnasError
 from hwnas.progress import NullProgress, Progress, Task, duration
-from hwnas.runs import EvaluationLog, RunFolder, read_json
+from hwnas.runs import EvaluationLog, RunFolder
 from hwnas.search.evolution import Evolution, evolve
 from hwnas.search.random_search import random_search
 from hwnas.search.request import (
@@ -87,43 +87,11 @@ class _Pipeline:
     def __init__(self, request: SearchRequest, progress: Progress, run: RunFolder) -> None:
         import torch
 
-        from hwnas.train.data import load_data
+        from hwnas.search.data import open_data
 
         torch.set_num_threads(request.threads)
         self.request, self.progress, self.run = request, progress, run
-        progress.stage("Data")
-        self.splits = load_data(
-            request.data,
-            image_size=request.space.input_shape[1],
-            seed=request.seed,
-            on_skip=lambda path: progress.note(f"skipped, cannot be read: {path}"),
-        )
-        if self.splits.num_classes != request.space.num_classes:
-            raise HwnasError(
-                f"{request.data} has {self.splits.num_classes} classes, the space {request.space.num_classes}: "
-                "make the space for the data"
-            )
-        self._same_data()
-
-    def _same_data(self) -> None:
-        """Refuses images that are not those the run began with."""
-        path = self.run.path / "data.json"
-        fingerprint = self.splits.fingerprint()
-        if not path.is_file():
-            self.run.write_json(
-                "data.json",
-                {
-                    "data": self.request.data,
-                    "fingerprint": fingerprint,
-                    "train_images": len(self.splits.train),
-                    "val_images": len(self.splits.val),
-                    "classes": list(self.splits.class_names),
-                    "normalisation": asdict(self.splits.normalisation),
-                    "skipped": list(self.splits.skipped),
-                },
-            )
-        elif (read_json(path) or {}).get("fingerprint") != fingerprint:
-            raise HwnasError(f"the images of {self.request.data} changed since {self.run.path} began: another --out")
+        self.splits = open_data(request, run, progress)
 
     # -- the steps ---------------------------------------------------------------------------------------------------
 

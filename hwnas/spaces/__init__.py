@@ -6,37 +6,64 @@ import difflib
 from typing import Any
 
 from hwnas.errors import HwnasError, UsageError
-from hwnas.spaces import fbnet, proxyless, shufflenet
+from hwnas.spaces import atoms, channels, fbnet, proxyless, resnet, shufflenet
+from hwnas.spaces.atoms import AtomArch, AtomFamily, AtomSpace
 from hwnas.spaces.base import Arch, Family, Space
 
-__all__ = ["SPACES", "Arch", "Family", "Space", "arch_from_json", "get_space"]
+__all__ = [
+    "ATOM_SPACES", "SPACES", "Arch", "AtomArch", "AtomSpace", "Family", "Space", "arch_from_json", "atoms_from_json",
+    "find_space", "get_space",
+]  # fmt: skip
 
-SPACES: dict[str, Family] = {**proxyless.FAMILIES, **fbnet.FAMILIES, **shufflenet.FAMILIES}
-"""Every space by the name that is typed for it."""
+SPACES: dict[str, Family] = {**proxyless.FAMILIES, **fbnet.FAMILIES, **shufflenet.FAMILIES, **channels.FAMILIES,
+                             **resnet.FAMILIES}  # fmt: skip
+"""Every space of slots and choices by the name that is typed for it."""
+
+ATOM_SPACES: dict[str, AtomFamily] = atoms.FAMILIES
+"""Every space of atoms (`--method atomnas`) by the name that is typed for it."""
 
 MAX_CLASSES = 1_000_000
 
 
 def get_space(name: str, *, image_size: int | None = None, num_classes: int | None = None) -> Space:
-    """The space `name`, for square RGB images.
+    """The space of slots `name`, for square RGB images; see `find_space`.
+
+    Raises:
+        UsageError: there is no such space, or it is not meant for such images or so many classes, or it is one of
+            atoms.
+    """
+    space = find_space(name, image_size=image_size, num_classes=num_classes)
+    if isinstance(space, AtomSpace):
+        raise UsageError(f"{name} is a space of atoms: it is for --method atomnas, atomnas-equal and width")
+    return space
+
+
+def find_space(name: str, *, image_size: int | None = None, num_classes: int | None = None) -> Space | AtomSpace:
+    """The space `name`, of slots or of atoms, for square RGB images.
 
     Args:
-        name: one of `SPACES`.
+        name: one of `SPACES` or `ATOM_SPACES`, and where its family has variants ``@`` and the variant.
         image_size: height and width in pixels; None is the space's own.
         num_classes: outputs of the classifier; None is the space's own.
 
     Raises:
         UsageError: there is no such space, or it is not meant for such images or so many classes.
     """
-    family = SPACES.get(name)
+    base, variant = name.partition("@")[::2]
+    kind: dict[str, Family] | dict[str, AtomFamily] = ATOM_SPACES if base in ATOM_SPACES else SPACES
+    family = kind.get(base)
     if family is None:
-        near = difflib.get_close_matches(name, SPACES, n=1)
+        names = [*SPACES, *ATOM_SPACES]
+        near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"no space is called {name[:80]!r}: {hint}Spaces: {', '.join(SPACES)}")
+        raise UsageError(f"no space is called {name[:80]!r}: {hint}Spaces: {', '.join(names)}")
+    variants = "" if isinstance(family, AtomFamily) else family.variants
+    if "@" in name and not (variant and variants):
+        raise UsageError(f"{name[:80]!r} is no space: write {base}{f'@{variants}' if variants else ''}")
     size = family.image_size if image_size is None else image_size
     smallest, largest = family.image_sizes
     if not smallest <= size <= largest:
-        others = [other for other, entry in SPACES.items() if entry.image_sizes[0] <= size <= entry.image_sizes[1]]
+        others = [other for other, entry in kind.items() if entry.image_sizes[0] <= size <= entry.image_sizes[1]]
         hint = f"; {', '.join(others)} would do" if others else ""
         raise UsageError(f"{name} is for images of {smallest} to {largest} pixels, not {size}{hint}")
     classes = family.num_classes if num_classes is None else num_classes
@@ -51,6 +78,37 @@ def arch_from_json(data: Any) -> tuple[Space, Arch]:
     Raises:
         HwnasError: it is not such a document, or its parts do not fit each other.
     """
+    space = _space_of(data)
+    if isinstance(space, AtomSpace):
+        raise HwnasError(f"architecture: {space.name} has no genes")
+    arch = Arch(space.name, tuple(_integers(data, "genes")))
+    space.check(arch)
+    _check_layers(data, space.describe(arch), "genes")
+    return space, arch
+
+
+def atoms_from_json(data: Any) -> tuple[AtomSpace, AtomArch]:
+    """The architecture, and its space, from what `AtomSpace.to_json` gives; nothing in `data` is trusted.
+
+    Raises:
+        HwnasError: it is not such a document, or its parts do not fit each other.
+    """
+    space = _space_of(data)
+    if not isinstance(space, AtomSpace):
+        raise HwnasError(f"architecture: {space.name} has no widths")
+    if tuple(_integers(data, "kernels")) != space.kernels:
+        raise HwnasError(f"architecture: the kernels of {space.name} are {', '.join(map(str, space.kernels))}")
+    rows = data.get("widths")
+    if not isinstance(rows, list):
+        raise HwnasError(f"architecture: widths must be lists of whole numbers, not {_short(rows)}")
+    arch = AtomArch(space.name, tuple(tuple(_integers({"widths": row}, "widths")) for row in rows))
+    space.check(arch)
+    _check_layers(data, space.describe(arch), "widths")
+    return space, arch
+
+
+def _space_of(data: Any) -> Space | AtomSpace:
+    """The space that a document of an architecture names."""
     if not isinstance(data, dict):
         raise HwnasError("not an architecture: a JSON object with space and genes was expected")
     if data.get("format") != 1 or isinstance(data["format"], bool):
@@ -63,15 +121,15 @@ def arch_from_json(data: Any) -> tuple[Space, Arch]:
         raise HwnasError(f"architecture: input_shape must be [3, size, size], not {_short(shape)}")
     classes = _integers({"num_classes": [data.get("num_classes")]}, "num_classes")[0]
     try:
-        space = get_space(name, image_size=shape[1], num_classes=classes)
+        return find_space(name, image_size=shape[1], num_classes=classes)
     except UsageError as error:  # a bad file is no mistake of the command line
         raise HwnasError(f"architecture: {error}") from None
-    arch = Arch(space.name, tuple(_integers(data, "genes")))
-    space.check(arch)
-    layers = data.get("layers")
-    if layers is not None and layers != space.describe(arch):
-        raise HwnasError("architecture: layers and genes disagree; remove layers, or make them fit the genes")
-    return space, arch
+
+
+def _check_layers(data: dict[str, Any], layers: list[str], what: str) -> None:
+    """Layers in words are for people; where they are there they must fit."""
+    if data.get("layers") is not None and data["layers"] != layers:
+        raise HwnasError(f"architecture: layers and {what} disagree; remove layers, or make them fit the {what}")
 
 
 def _integers(data: dict[str, Any], key: str) -> list[int]:

@@ -34,12 +34,14 @@ class Family:
         image_size: default height and width in pixels.
         image_sizes: smallest and largest height and width that it is meant for.
         num_classes: default number of classes.
+        variants: what may stand behind the name and an ``@``; empty where nothing may.
     """
 
     make: Callable[[str, Shape, int], Space]
     image_size: int
     image_sizes: tuple[int, int]
     num_classes: int
+    variants: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,22 @@ class Space(ABC):
             generator: where the weights come from; None is torch's default generator.
             zero_init_residual: every residual block starts as the identity (the scale of its last BatchNorm is zero).
         """
+
+    def supernet_ops(self) -> tuple[Op, ...]:
+        """All that a supernet holds: every choice of every slot, those that share their weights once, at the widest."""
+        slots = enumerate(self.slots)
+        choices = (op for slot, names in slots for choice in range(len(names)) for op in self.slot_ops(slot, choice))
+        return (*self.fixed_ops(), *choices)
+
+    def widened(self, genes: tuple[int, ...], progress: float) -> tuple[int, ...]:
+        """`genes` with widths that a channel search may take while it warms up; where there are none, as they are.
+
+        Args:
+            genes: of an architecture.
+            progress: of the warm-up: at 0 only the widest are taken, at 1 all.
+        """
+        del progress
+        return genes
 
     @property
     def size(self) -> int:

@@ -45,6 +45,23 @@ PROXYLESS_TINY = ProxylessTable(
 )
 """The same blocks and choices for images of 28 to 64 pixels."""
 
+PROXYLESS_GPU = ProxylessTable(
+    stem=40,
+    first=24,
+    stages=(Stage(32, 4, 2), Stage(56, 4, 2), Stage(112, 4, 2), Stage(128, 4, 1), Stage(256, 4, 2), Stage(432, 1, 1)),
+    head=1728,
+)
+"""The same at the widths of the published "GPU" net, the largest that SPOS compares with (Guo et al. 2020, table 5; it
+does not say which widths its own supernet has): 182.5M to 1,036.7M MACs."""
+
+PROXYLESS_GPU_TINY = ProxylessTable(
+    stem=20,
+    first=24,
+    stages=(Stage(32, 3, 2), Stage(56, 3, 1), Stage(112, 3, 2)),
+    head=432,
+)
+"""The same for images of 28 to 64 pixels."""
+
 
 def _space(table: ProxylessTable, name: str, input_shape: Shape, num_classes: int) -> ChainSpace:
     frame = NetSpec(
@@ -70,4 +87,8 @@ def _choices(cin: int, cout: int, stride: int) -> dict[str, Block | None]:
 FAMILIES = {
     "proxyless": Family(partial(_space, PROXYLESS), image_size=224, image_sizes=(64, 1024), num_classes=1000),
     "proxyless-tiny": Family(partial(_space, PROXYLESS_TINY), image_size=28, image_sizes=(28, 64), num_classes=10),
+    "proxyless-gpu": Family(partial(_space, PROXYLESS_GPU), image_size=224, image_sizes=(64, 1024), num_classes=1000),
+    "proxyless-gpu-tiny": Family(
+        partial(_space, PROXYLESS_GPU_TINY), image_size=28, image_sizes=(28, 64), num_classes=10
+    ),
 }

@@ -116,8 +116,9 @@ SPOS_SHUFFLENET_TINY = ShuffleTable(
 """The same blocks and choices for images of 28 to 64 pixels."""
 
 
-def _space(table: ShuffleTable, name: str, input_shape: Shape, num_classes: int) -> ChainSpace:
-    frame = NetSpec(
+def frame_of(table: ShuffleTable, input_shape: Shape, num_classes: int) -> NetSpec:
+    """What every architecture has: stem and head."""
+    return NetSpec(
         input_shape,
         num_classes,
         stem=ConvSpec("stem", input_shape[0], table.stem, kernel=3, stride=table.stem_stride, act="relu"),
@@ -126,17 +127,24 @@ def _space(table: ShuffleTable, name: str, input_shape: Shape, num_classes: int)
         bias=False,
         dropout=0.1,
     )
+
+
+def _space(table: ShuffleTable, name: str, input_shape: Shape, num_classes: int) -> ChainSpace:
     slots = [_choices(*slot) for slot in slots_of(table.stages, table.stem)]
-    return ChainSpace(name, frame, slots, supernet_affine=False)
+    return ChainSpace(name, frame_of(table, input_shape, num_classes), slots, supernet_affine=False)
+
+
+KINDS = "357x"
+"""The choices of a slot by one letter: the kernel, or x."""
+
+
+def choice_block(kind: str, cin: int, cout: int, mid: int, stride: int) -> ShuffleBlock:
+    """The choice block of a kind, which is one of `KINDS`, with `mid` channels inside."""
+    return ShuffleBlock(3 if kind == "x" else int(kind), cin, cout, mid, stride, xception=kind == "x")
 
 
 def _choices(cin: int, cout: int, stride: int) -> dict[str, Block | None]:
-    return {
-        "choice_3": ShuffleBlock(3, cin, cout, cout // 2, stride),
-        "choice_5": ShuffleBlock(5, cin, cout, cout // 2, stride),
-        "choice_7": ShuffleBlock(7, cin, cout, cout // 2, stride),
-        "choice_x": ShuffleBlock(3, cin, cout, cout // 2, stride, xception=True),
-    }
+    return {f"choice_{kind}": choice_block(kind, cin, cout, cout // 2, stride) for kind in KINDS}
 
 
 FAMILIES = {

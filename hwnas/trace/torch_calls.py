@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from hwnas.nn.quantise import QuantConv2d
 from hwnas.ops import Op, Shape
 from hwnas.trace.graph import BIAS, PAD, SCALE, SHIFT, Graph, Value, broadcast_mul, is_channel_axis
 
@@ -92,6 +94,14 @@ def _conv_layer(call: Call, layer: nn.Conv2d, x: Value) -> Value:
     if layer.padding_mode != "zeros":
         raise ValueError(layer.padding_mode)
     return _conv2d(call, x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def _quant_conv(call: Call, layer: QuantConv2d, x: Value) -> Value:
+    value = _conv_layer(call, layer, x)
+    step = call.graph.steps[-1]
+    assert step.op is not None
+    step.op = replace(step.op, bits=layer.bits)
+    return value
 
 
 def _linear(call: Call, x: Value, weight: torch.Tensor, bias: Any = None) -> Value:
@@ -297,6 +307,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.Conv2d: _conv_layer,
+    QuantConv2d: _quant_conv,
     nn.Linear: lambda call, layer, x: _linear(call, x, layer.weight, layer.bias),
     nn.MaxPool2d: lambda call, layer, x: _max_pool(
         call, x, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode, layer.return_indices

@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from hwnas.errors import HwnasError
 from hwnas.network import Network
+from hwnas.nn.deploy import deploy
 from hwnas.ops import Shape
 from hwnas.trace.fuse import fuse
 from hwnas.trace.graph import Graph, Value
@@ -31,8 +32,8 @@ def read_module(module: nn.Module, input_shape: Shape) -> Network:
     if len(input_shape) != 3:
         raise HwnasError(f"{name}: images are (channels, height, width), not {input_shape}")
     try:
-        copied = _without_weights(module)
-        traced = fx.GraphModule(copied, fx.Tracer().trace(copied))
+        copied = deploy(_without_weights(module))
+        traced = fx.GraphModule(copied, _Tracer().trace(copied))
     except Exception as error:  # tracing runs the user's code
         raise HwnasError(
             f"{name} cannot be traced ({_line(error)}): export it to ONNX (torch.onnx.export) and pass the file"
@@ -64,6 +65,13 @@ def _without_weights(module: nn.Module) -> nn.Module:
     for buffer in module.buffers():
         memo[id(buffer)] = buffer.detach().to("meta")
     return copy.deepcopy(module, memo).eval()
+
+
+class _Tracer(fx.Tracer):
+    """Does not look into layers of hwnas' own that are understood as they are."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in MODULES or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Reader(fx.Interpreter):

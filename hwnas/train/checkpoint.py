@@ -49,10 +49,14 @@ class CheckpointStore:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.name}-{step:09d}.safetensors"
-        write_tensors(path, {**_module_tensors(module), **_optimizer_tensors(module, optimizer)}, step=step)
+        write_tensors(path, tensors_of(module, optimizer), step=step)
+        self.drop_old()
+        return path
+
+    def drop_old(self) -> None:
+        """Removes all but the newest two."""
         for old in self.paths()[KEEP:]:
             old.unlink(missing_ok=True)
-        return path
 
     def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Restores the newest good checkpoint into `module` and `optimizer`. Returns its step, 0 where there is none.
@@ -67,7 +71,7 @@ class CheckpointStore:
             except HwnasError as error:
                 problems.append(str(error))
                 continue
-            _restore(tensors, module, optimizer, path)
+            restore(tensors, module, optimizer, path)
             return step
         if problems:
             raise HwnasError(f"{problems[0]}; no older one is left: remove {self.folder} to begin again")
@@ -168,7 +172,17 @@ def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> d
     return tensors
 
 
-def _restore(tensors: dict[str, torch.Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
+def tensors_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Everything that a module and its optimizer hold, by name; `restore` takes it up."""
+    return {**_module_tensors(module), **_optimizer_tensors(module, optimizer)}
+
+
+def restore(tensors: dict[str, torch.Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Takes up the tensors of `tensors_of`, out of the file `path`.
+
+    Raises:
+        HwnasError: they are another net's.
+    """
     import torch
 
     model = {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}

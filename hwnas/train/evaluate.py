@@ -55,6 +55,15 @@ class FixedImages:
         return correct / len(self.data)
 
 
+def recalibration_images(splits: DataSplits, scoring: Scoring, *, seed: int, device: str = "cpu") -> FixedImages:
+    """The training images that BatchNorm statistics are recomputed on, fixed by the data and the seed."""
+    count = min(scoring.recalibrate_images, len(splits.train))
+    size = min(scoring.batch_size, count)
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 0xCA11]))
+    chosen = rng.permutation(len(splits.train))[: count - count % size]  # whole batches: each counts the same
+    return FixedImages(splits.train.take(chosen), splits.normalisation, size, device)
+
+
 class Evaluator:
     """Scores architectures with a supernet's weights: recalibrates, then measures validation accuracy.
 
@@ -71,11 +80,7 @@ class Evaluator:
         self, supernet: SinglePathSupernet, splits: DataSplits, scoring: Scoring, *, seed: int, device: str = "cpu"
     ) -> None:
         self.supernet = supernet
-        count = min(scoring.recalibrate_images, len(splits.train))
-        size = min(scoring.batch_size, count)
-        rng = np.random.default_rng(np.random.SeedSequence([seed, 0xCA11]))
-        chosen = rng.permutation(len(splits.train))[: count - count % size]  # whole batches: each counts the same
-        self._train = FixedImages(splits.train.take(chosen), splits.normalisation, size, device)
+        self._train = recalibration_images(splits, scoring, seed=seed, device=device)
         subset = balanced_subset(splits.val.labels.numpy(), scoring.val_images, seed=seed)
         self._val = FixedImages(splits.val.take(subset), splits.normalisation, scoring.batch_size, device)
 

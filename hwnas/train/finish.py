@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
+from hwnas.ops import Shape
 from hwnas.progress import Progress
 from hwnas.runs import NetFolder, RunFolder
-from hwnas.spaces.base import Arch, Space
+from hwnas.spaces.base import Arch
 from hwnas.train.checkpoint import CheckpointStore, write_atomically
 from hwnas.train.data import DataSplits
 from hwnas.train.evaluate import Evaluator, accuracy
@@ -19,6 +21,8 @@ from hwnas.train.recipe import Phase
 
 if TYPE_CHECKING:
     from hwnas.nn.supernet import SinglePathSupernet
+
+AnyArch = TypeVar("AnyArch", contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +78,30 @@ class Finisher:
             path.unlink(missing_ok=True)
 
     def test_accuracy(self, module: nn.Module) -> tuple[float, str]:
-        """Accuracy of a finished net, and the name of the split it is of. The test split is read here."""
-        split = "test" if self.splits.has_test else "val"
-        data = self.splits.load_test() if self.splits.has_test else self.splits.val
-        return accuracy(module, data, self.splits.normalisation, device=self.device), split
+        """Accuracy of a finished net, and the name of the split it is of; see `accuracy_at_last`."""
+        return accuracy_at_last(module, self.splits, self.device)
 
 
-def write_net(folder: NetFolder, space: Space, arch: Arch, module: nn.Module) -> None:
+def accuracy_at_last(module: nn.Module, splits: DataSplits, device: str) -> tuple[float, str]:
+    """Accuracy of a finished net, and the name of the split it is of. The test split is read here."""
+    split = "test" if splits.has_test else "val"
+    data = splits.load_test() if splits.has_test else splits.val
+    return accuracy(module, data, splits.normalisation, device=device), split
+
+
+class Designs(Protocol[AnyArch]):
+    """The part of a space that writes its nets: a `Space` or an `AtomSpace`."""
+
+    input_shape: Shape
+
+    def to_json(self, arch: AnyArch) -> dict[str, Any]:
+        """The JSON form of `arch.json`."""
+
+    def build(self, arch: AnyArch, *, generator: torch.Generator | None = None) -> nn.Module:
+        """The architecture as a plain module."""
+
+
+def write_net(folder: NetFolder, space: Designs[AnyArch], arch: AnyArch, module: nn.Module) -> None:
     """Writes arch.json, weights.safetensors and model.onnx of a trained net.
 
     Raises:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hwnas.errors import HwnasError
+from hwnas.nn.blocks import Dropout
 from hwnas.progress import Progress
 from hwnas.train.augment import pad_and_crop, random_flip
 from hwnas.train.checkpoint import CheckpointStore, disk_errors, write_atomically
 from hwnas.train.data import Images, Normalisation
 from hwnas.train.recipe import Phase
+from hwnas.train.rmsprop import RMSProp
 
 if TYPE_CHECKING:
     from hwnas.nn.supernet import SinglePathSupernet
@@ -55,9 +57,11 @@ def sampled_path(space: Space, seed: int, step: int) -> tuple[int, ...]:
 
 
 def learning_rate(phase: Phase, step: int) -> float:
-    """Learning rate of a step (from 0): linear warm-up to the peak, then decay to 0 at the end."""
+    """Learning rate of a step (from 0): linear warm-up to the peak, then decay, to 0 at the end but for a staircase."""
     if step < phase.warmup_steps:
         return phase.lr * (step + 1) / (phase.warmup_steps + 1)
+    if phase.schedule == "staircase":
+        return float(phase.lr * phase.decay ** ((step - phase.warmup_steps) // phase.decay_steps))
     progress = (step - phase.warmup_steps) / max(1, phase.steps - phase.warmup_steps)
     left = 1 - progress if phase.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return phase.lr * left
@@ -67,13 +71,22 @@ def make_optimizer(module: nn.Module, phase: Phase) -> torch.optim.Optimizer:
     """The optimizer of a phase; weight decay on parameters of two or more dimensions only.
 
     A parameter without a gradient is left alone by both: no decay, no momentum, no step counted. That is what keeps
-    the choices that a path did not take unchanged.
+    the choices that a path did not take unchanged. Of a weight that choices slice, a supernet guards the rest.
     """
+    optimizer = _optimizer(module, phase)
+    if guard := getattr(module, "guard", None):
+        guard(optimizer)
+    return optimizer
+
+
+def _optimizer(module: nn.Module, phase: Phase) -> torch.optim.Optimizer:
     parameters = list(module.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": phase.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if phase.optimizer == "rmsprop":
+        return RMSProp(groups, lr=phase.lr, momentum=phase.momentum)
     if phase.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=phase.lr, momentum=phase.momentum, foreach=True)
     return torch.optim.AdamW(groups, lr=phase.lr, fused=True)
@@ -146,6 +159,26 @@ class MetricsLog:
             file.write(f"{step},{loss:.6g},{lr:.6g},{seconds:.1f}\n")
 
 
+class Hooks(Protocol):
+    """What a method does in every step beside the loss."""
+
+    def before_update(self, step: int, lr: float) -> None:
+        """The gradients of a step (from 0) are there and can be added to."""
+
+    def after_update(self, done: int) -> None:
+        """So many steps are done; no graph refers to the parameters."""
+
+
+class Store(Protocol):
+    """Where checkpoints go: a `CheckpointStore`, or one that keeps more."""
+
+    def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Restores the newest checkpoint; returns its step, 0 where there is none."""
+
+    def save(self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+        """Writes the state after `step` steps."""
+
+
 def train(
     module: nn.Module,
     batches: Batches,
@@ -153,9 +186,11 @@ def train(
     forward: Callable[[Tensor, int], Tensor],
     progress: Progress,
     description: str,
-    store: CheckpointStore | None = None,
+    store: Store | None = None,
     metrics: MetricsLog | None = None,
     stop_after: int | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    hooks: Hooks | None = None,
 ) -> int:
     """Trains `module` to the end of the phase, from its last checkpoint where there is one.
 
@@ -168,6 +203,8 @@ def train(
         store: where checkpoints go, every `CHECKPOINT_INTERVAL_S` seconds and at the end; None keeps none.
         metrics: where losses go.
         stop_after: does no more than this many steps now (to time them); the schedule is not changed.
+        optimizer: None is that of the phase.
+        hooks: what a method does beside the loss; it may change the module's and the optimizer's parameters.
 
     Returns:
         Steps done in all, those before a resume included.
@@ -177,25 +214,33 @@ def train(
     """
     phase = batches.phase
     module.to(batches.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = make_optimizer(module, phase)
+    optimizer = optimizer or make_optimizer(module, phase)
     first = store.load(module, optimizer) if store else 0
     seconds = metrics.resume(first) if metrics else 0.0
     last = phase.steps if stop_after is None else min(phase.steps, first + stop_after)
     loss_function = nn.CrossEntropyLoss(label_smoothing=phase.label_smoothing)
     began = saved = time.monotonic()
     losses: list[Tensor] = []
+    dropouts = [part for part in module.modules() if isinstance(part, Dropout)]
     with progress.start(phase.steps, description, first) as task:
         for step in range(first, last):
             lr = learning_rate(phase, step)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             images, labels = batches.at(step)
+            for place, dropout in enumerate(dropouts):
+                dropout.generator = torch_generator(step_rng(batches.seed, f"{batches.stream} dropout {place}", step))
             optimizer.zero_grad(set_to_none=True)
             loss = loss_function(forward(images, step), labels)
             loss.backward()
+            if hooks:
+                hooks.before_update(step, lr)
             optimizer.step()
             losses.append(loss.detach())
             done = step + 1
+            if hooks:
+                del loss  # its graph knows the shapes of parameters that may be about to change
+                hooks.after_update(done)
             if done % LOG_STEPS == 0 or done == last:
                 mean = float(torch.stack(losses).mean())
                 losses.clear()
@@ -225,8 +270,11 @@ def train_supernet(
 ) -> int:
     """Trains a supernet, one uniformly sampled path a step; see `train`."""
 
+    warm_up = batches.phase.widening * batches.phase.steps
+
     def forward(images: Tensor, step: int) -> Tensor:
-        scores: Tensor = supernet(images, sampled_path(supernet.space, batches.seed, step))
+        path = sampled_path(supernet.space, batches.seed, step)
+        scores: Tensor = supernet(images, supernet.space.widened(path, step / warm_up if warm_up else 1.0))
         return scores
 
     return train(

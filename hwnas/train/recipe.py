@@ -21,31 +21,37 @@ class Phase(BaseModel):
     Attributes:
         steps: optimizer steps; 0 trains nothing.
         batch_size: images of a step.
-        optimizer: ``sgd`` (Nesterov-free momentum) or ``adamw``.
+        optimizer: ``sgd`` (Nesterov-free momentum), ``adamw`` or ``rmsprop`` (`hwnas.train.rmsprop`).
         lr: peak learning rate.
-        momentum: of SGD.
+        momentum: of SGD and RMSProp.
         weight_decay: on weights of two or more dimensions only, never on biases and BatchNorm. SGD adds it to the
             gradient, AdamW decays the weight itself.
         warmup_steps: steps in which the learning rate rises linearly from 0.
-        schedule: ``linear`` or ``cosine`` decay to 0.
+        schedule: ``linear`` or ``cosine`` decay to 0, or a ``staircase`` of `decay` every `decay_steps` steps.
         label_smoothing: of the cross entropy.
         crop_padding: pixels of zeros around the image before a random crop back to its size.
         flip: mirrors half of the images.
+        widening: share of the steps of a supernet in which a channel search warms up: at first only the widest
+            choices are taken, then narrower ones too, at its end all. Supernets of others need it to converge; these
+            do without (`benchmarks/channel_training.py`). Without widths to search it does nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(ge=0)
     batch_size: int = Field(ge=2)
-    optimizer: Literal["sgd", "adamw"]
+    optimizer: Literal["sgd", "adamw", "rmsprop"]
     lr: float = Field(gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
-    schedule: Literal["linear", "cosine"] = "cosine"
+    schedule: Literal["linear", "cosine", "staircase"] = "cosine"
+    decay: float = Field(default=0.97, gt=0, le=1)
+    decay_steps: int = Field(default=1, ge=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     crop_padding: int = Field(default=0, ge=0)
     flip: bool = True
+    widening: float = Field(default=0.0, ge=0, lt=1)
 
 
 class Scoring(BaseModel):
@@ -85,8 +91,40 @@ class Evolution(BaseModel):
     budget_use: float = Field(default=0.92, ge=0, lt=1)
 
 
+class Atoms(BaseModel):
+    """AtomNAS (Mei et al. 2020): how a supernet of atoms shrinks while it trains.
+
+    Attributes:
+        penalty: lambda of equation 5: with a budget where the controller begins, without one for the whole training.
+        normaliser: what costs are divided by in equation 6: their ``mean`` over the atoms (the published code's, to
+            which its lambdas belong) or their ``sum`` (the paper's text). They differ by the number of atoms.
+        ramp: share of the training in which lambda rises linearly from 0.
+        threshold: an atom is dead where its importance and the moving average of it are no larger.
+        ema_decay: of the moving averages of all parameters.
+        delta: dead atoms are removed when together they cost this share of the supernet (1e6 of 1521e6 MACs).
+        check_steps: steps between two looks at what is dead; the published code looks once an epoch.
+        control_steps: steps between two changes of lambda under a budget.
+        land: share of the training by which the net has met its budget; from there on lambda is 0.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    penalty: float = Field(default=1e-4, ge=0)
+    normaliser: Literal["mean", "sum"] = "mean"
+    ramp: float = Field(default=0.0714, ge=0, lt=1)
+    threshold: float = Field(default=1e-3, gt=0)
+    ema_decay: float = Field(default=0.9999, gt=0, lt=1)
+    delta: float = Field(default=1e6 / 1521e6, ge=0, lt=1)
+    check_steps: int = Field(default=100, ge=1)
+    control_steps: int = Field(default=10, ge=1)
+    land: float = Field(default=0.6, gt=0, le=1)
+
+
 class Recipe(BaseModel):
-    """A whole search: what trains the supernet, scores candidates, evolves them and fine-tunes what was found."""
+    """A whole search: what trains the supernet, scores candidates, evolves them and fine-tunes what was found.
+
+    A search among atoms uses `supernet` (its one training), `scoring.recalibrate_images`, and `atoms`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -95,6 +133,7 @@ class Recipe(BaseModel):
     evolution: Evolution = Evolution()
     finetune: Phase
     zero_init_residual: bool = True
+    atoms: Atoms = Atoms()
 
 
 def recipe_names() -> list[str]:

@@ -22,7 +22,7 @@ OPTIONS = {
     "lut merge": "--out",
     "lut export": "--lut --format --out",
     "predict": "--lut --measure",
-    "search": "--method --space --data --lut --device --latency --macs --params --out --recipe --population "
+    "search": "--method --space --data --lut --device --latency --macs --params --bitops --out --recipe --population "
     "--generations --allow-uncalibrated",
     "verify": "--device --latency",
     "export": "--out --format",
@@ -50,12 +50,14 @@ def test_the_help_of_all_names_every_command_and_lists_no_other(hwnas: Hwnas) ->
 
 @pytest.mark.parametrize("command", ["profile", "search"])
 def test_the_help_names_every_space(hwnas: Hwnas, command: str) -> None:
+    from hwnas.cli.choices import ATOM_SPACES as ATOMS
     from hwnas.cli.choices import SPACES as NAMED
 
-    from hwnas.spaces import SPACES
+    from hwnas.spaces import ATOM_SPACES, SPACES
 
     assert set(SPACES) == {f"{name}{form}" for name in NAMED for form in ("", "-tiny")}
-    text = " ".join(hwnas(command, "--help").stdout.split())
+    assert set(ATOMS) == set(ATOM_SPACES)
+    text = " ".join(hwnas(command, "--help").stdout.split()).replace("- ", "-")  # lines end at hyphens too
     assert all(name in text for name in NAMED)
 
 

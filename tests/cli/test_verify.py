@@ -127,10 +127,12 @@ def test_exported_files_run_without_hwnas(hwnas: Hwnas) -> None:
 def test_an_exported_file_that_is_another_network_breaks_a_claim() -> None:
     from hwnas.cli.export import _judge
 
-    _judge(Path("net.onnx"), 1e-3)
+    from hwnas.verify import TOLERANCE
+
+    _judge(Path("net.onnx"), 1e-3, TOLERANCE)
     for difference in (2e-3, float("nan")):
         with pytest.raises(ClaimError, match="differs from the module"):
-            _judge(Path("net.onnx"), difference)
+            _judge(Path("net.onnx"), difference, TOLERANCE)
 
 
 def test_export_refuses_what_has_no_module(hwnas: Hwnas) -> None:

@@ -253,7 +253,8 @@ def test_a_profile_onto_a_disk_that_fills_up_keeps_what_fits_and_goes_on(tmp_pat
         assert rows(path)[: len(kept)] == kept
         with LatencyTable.open(path) as table:
             assert {len(table.visits("network", name)) for name in table.names("network")} == {150}
-            assert {len(table.visits("cover", name)) for name in table.names("cover")} == {COVER_VISITS}
+            # some have more, where the machine was not quiet
+            assert all(len(table.visits("cover", name)) >= COVER_VISITS for name in table.names("cover"))
             assert operators(path) == sorted(table.operators())
     finally:
         subprocess.run(["umount", str(disk)], check=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwnas.latency.plan import COVER_VISITS
+from hwnas.latency.plan import COVER_VISITS, MOST_COVER_VISITS
 from hwnas.latency.table import LatencyTable
 
 PROFILE = """
@@ -139,12 +139,15 @@ def kill_again_and_again(path: Path, seed: int) -> int:
     visits = Counter((role, name) for _, role, name, *_ in after.values())
     assert visits.pop(("reference", "reference")) >= PASSES
     # every entry is complete, and none was measured twice for a kill
-    assert {count for (role, _), count in visits.items() if role == "network"} == {PASSES}
-    assert {count for (role, _), count in visits.items() if role == "cover"} == {COVER_VISITS}
+    # (those that met no quiet moment get more visits, and so does their company)
+    covers = {name: count for (role, name), count in visits.items() if role == "cover"}
+    most = PASSES if set(covers.values()) == {COVER_VISITS} else 10 * PASSES
+    assert all(PASSES <= count <= most for (role, _), count in visits.items() if role == "network")
+    assert all(COVER_VISITS <= count <= MOST_COVER_VISITS for count in covers.values())
     with LatencyTable.open(path) as table:
         inside = table.inside()
     assert {name: count for (role, name), count in visits.items() if role == "operator"} == {
-        key: COVER_VISITS * len(networks) for key, networks in inside.items()
+        key: sum(covers[network] for network in networks) for key, networks in inside.items()
     }
     assert len(before) < len(after)  # there was something left to do
     return in_the_middle

@@ -74,18 +74,21 @@ def test_kernels_are_corrected_as_their_network_is_and_timing_costs_are_taken_of
     made, factor, timed = [], {}, []
     for visit in range(12):
         for net in range(7):
-            slow = 1.25 if visit >= 6 else 1.0
+            slow = 1.25 if visit >= 9 else 1.04 if visit >= 6 else 1.0
             name = OVERHEAD if net == 6 else str(net)
             number = len(made)
             made.append(NetworkVisit(number, ("cover", name), 1, NETWORK, np.array([(1.0 + net) * slow])))
             factor[number] = slow
             value = 0.01 if net == 6 else 0.01 + 0.5
             timed.append(("nothing" if net == 6 else "kernel", number, 1, np.array([value * slow] * 4)))
+            if net < 6:  # what slows others by a quarter makes this one take twice as long
+                timed.append(("sensitive", number, 1, np.array([0.01 + 0.3 * (slow if slow < 1.2 else 2)] * 4)))
             if net < 6:  # three kernels, each of which was timed
                 timed.append(("shuffle", number, 3, np.array([(0.03 + 0.2) * slow] * 4)))
     found = Levels(made).kernels([*timed, ("lost", 10**6, 1, np.array([1.0]))])
     # what is in no network that is known, and what only tells the cost, is nothing
-    assert set(found) == {"kernel", "shuffle"}
+    assert set(found) == {"kernel", "shuffle", "sensitive"}
     assert found["kernel"].latency_ms == pytest.approx(0.5, rel=0.02)
     assert found["shuffle"].latency_ms == pytest.approx(0.2, rel=0.02)
-    assert found["kernel"].samples == 12 * 6 * 4
+    assert found["sensitive"].latency_ms == pytest.approx(0.3, rel=0.02)
+    assert found["kernel"].samples == 9 * 6 * 4  # of the quiet visits

@@ -51,6 +51,42 @@ def test_blocks_of_the_spos_space_have_the_macs_of_the_published_code() -> None:
         assert space.network(Arch(space.name, (choice,) * 20)).macs / 1e6 == pytest.approx(wanted, abs=6e-3)
 
 
+def test_channel_searches_have_the_widths_of_the_paper() -> None:
+    scales = [0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6]
+    space = get_space("spos-channels@" + "357x" * 5)
+    assert set(space.slots) == {tuple(f"{scale:.1f}x" for scale in scales)}
+    for slot, width in enumerate([64] * 4 + [160] * 4 + [320] * 8 + [640] * 4):
+        mids = [space.slot_ops(slot, choice)[-2].inputs[0][0] for choice in range(8)]
+        assert mids == [int(width / 2 * scale + 1e-9) for scale in scales]
+
+
+def test_blocks_and_channels_at_their_default_are_the_space_of_blocks() -> None:
+    blocks, joint, rng = get_space("spos-shufflenet"), get_space("spos-joint"), np.random.default_rng(4)
+    for arch in [blocks.sample(rng) for _ in range(5)]:
+        wider = Arch(joint.name, tuple(8 * gene + 4 for gene in arch.genes))
+        assert [name.partition("@") for name in joint.describe(wider)] == [
+            (name, "@", "1.0x") for name in blocks.describe(arch)
+        ]
+        assert joint.network(wider) == blocks.network(arch)
+        kinds = "".join("357x"[gene] for gene in arch.genes)
+        channels = get_space(f"spos-channels@{kinds}")
+        assert channels.network(Arch(channels.name, (4,) * 20)) == blocks.network(arch)
+
+
+@pytest.mark.parametrize(("name", "widths"), [("spos-channels-tiny", 8), ("spos-joint-tiny", 8), ("resnet18-quant", 3)])
+def test_a_channel_search_warms_up_from_the_widest(name: str, widths: int) -> None:
+    space, rng = get_space(name), np.random.default_rng(0)
+    paths = [space.sample(rng).genes for _ in range(200)]
+    for progress, narrowest in ((0.0, widths - 1), (0.5, widths // 2), (0.99, 1), (1.0, 0)):
+        found = [space.widened(genes, progress) for genes in paths]
+        assert {gene % widths for genes in found for gene in genes} == set(range(narrowest, widths))
+        for genes, wide in zip(paths, found, strict=True):
+            space.check(Arch(name, wide))
+            assert [gene // widths for gene in wide] == [gene // widths for gene in genes]
+    assert all(space.widened(genes, 1.0) == genes for genes in paths)
+    assert get_space("proxyless-tiny").widened((1,) * 9, 0.0) == (1,) * 9
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_prices_are_additive(name: str) -> None:
     space, rng = get_space(name), np.random.default_rng(1)
@@ -204,9 +240,16 @@ def test_unknown_names_and_sizes_say_what_would_do() -> None:
     with pytest.raises(UsageError, match=r"did you mean 'proxyless-tiny'"):
         get_space("proxyles-tiny")
     with pytest.raises(
-        UsageError, match=r"images of 28 to 64 pixels, not 224; proxyless, fbnet, spos-shufflenet would do"
+        UsageError, match=r"images of 28 to 64 pixels, not 224; proxyless, proxyless-gpu, fbnet, .* would do"
     ):
         get_space("proxyless-tiny", image_size=224)
+    with pytest.raises(UsageError, match=r"proxyless@333' is no space: write proxyless$"):
+        get_space("proxyless@333")
+    with pytest.raises(UsageError, match=r"write spos-channels@BLOCKS \(one letter a slot: 3, 5, 7 or x\)$"):
+        get_space("spos-channels@")
+    for blocks in ("333", "3" * 19 + "9", "3" * 21):
+        with pytest.raises(UsageError, match=r"spos-channels has 20 slots: .* is not one letter of 3, 5, 7 and x"):
+            get_space(f"spos-channels@{blocks}")
     with pytest.raises(UsageError, match=r"28 to 64 pixels, not 8$"):
         get_space("proxyless-tiny", image_size=8)
     with pytest.raises(UsageError, match=r"classes, not 1"):

@@ -11,7 +11,7 @@ from hwnas.train.recipe import load_recipe, recipe_names
 
 
 def test_all_that_ship_load() -> None:
-    assert recipe_names() == ["default", "paper", "quickstart"]
+    assert recipe_names() == ["atomnas", "default", "paper", "quickstart"]
     for name in recipe_names():
         load_recipe(name)
 

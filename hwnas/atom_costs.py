@@ -1,0 +1,229 @@
+"""What architectures of atoms cost, and what one atom more or less is worth: MACs, parameters, milliseconds."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.errors import HwnasError
+from hwnas.ops import Op
+from hwnas.spaces.atoms import AtomArch, AtomSpace, Widths
+
+if TYPE_CHECKING:
+    from hwnas.latency.model import LatencyModel
+
+Branch = tuple[int, int]
+"""(block, place among the kernels)."""
+
+FLOOR = 0.1
+"""Least cost of an atom, as a share of its branch's mean: stairs are flat, and an atom that is free would never go."""
+
+REACH = 16
+"""Atoms to either side that the slope of a latency is taken over: a block of channels of the widest kernels."""
+
+
+class AtomCost(ABC):
+    """One cost of a space's architectures.
+
+    Attributes:
+        name: ``latency``, ``macs`` or ``params``: what a `Budget` names.
+        in_stairs: only the numbers of atoms in `AtomSpace.stairs` have a price of their own.
+    """
+
+    name: str
+    in_stairs = False
+
+    def __init__(self, space: AtomSpace) -> None:
+        self.space = space
+
+    @abstractmethod
+    def total(self, widths: Widths) -> float:
+        """What an architecture costs: exact, or predicted; in ms for latency. In stairs, as filled up to them."""
+
+    def upper(self, widths: Widths) -> float:
+        """The one-sided upper end that feasibility is decided on."""
+        return self.total(widths)
+
+    def estimate(self, widths: Widths) -> float:
+        """As `total`, quickly, and smooth where that has stairs: what a controller looks at."""
+        return self.total(widths)
+
+    @abstractmethod
+    def per_atom(self, widths: Widths) -> dict[Branch, float]:
+        """What one atom of each branch costs in a net of these widths: above zero for every branch."""
+
+
+class CountCost(AtomCost):
+    """MACs or parameters: every atom of a branch costs the same, whatever else is there.
+
+    MACs of an atom are ``cin * Hin^2 + k^2 * Hout^2 + cout * Hout^2`` (equation 6 of Mei et al. 2020 weighs by these).
+    """
+
+    def __init__(self, space: AtomSpace, name: str) -> None:
+        super().__init__(space)
+        self.name = name
+        count = {"macs": lambda op: op.macs, "params": lambda op: op.params}[name]
+        self._atoms: dict[Branch, float] = {}
+        for block, (spec, shape) in enumerate(zip(space.blocks, space.block_shapes(), strict=True)):
+            for place, kernel in enumerate(spec.kernels):
+                ops: list[Op] = []
+                for layer in spec.layers(kernel, 1):
+                    ops.append(layer.op(ops[-1].output if ops else shape))
+                ops.append(Op.conv(ops[-1].output, spec.cout, kernel=1))
+                self._atoms[block, place] = float(sum(map(count, ops)))
+        least = space.network(AtomArch(space.name, _least(space)))
+        self._fixed = getattr(least, name) - self._sum(_least(space))
+
+    def _sum(self, widths: Widths) -> float:
+        total = sum(atoms * self._atoms[b, p] for b, row in enumerate(widths) for p, atoms in enumerate(row))
+        if self.name == "params":  # the BatchNorm behind the sum goes with the last atom
+            total += sum(2 * spec.cout for spec, row in zip(self.space.blocks, widths, strict=True) if any(row))
+        return total
+
+    def total(self, widths: Widths) -> float:
+        return float(self._fixed + self._sum(widths))
+
+    def per_atom(self, widths: Widths) -> dict[Branch, float]:
+        del widths  # an atom costs the same everywhere in its branch
+        return dict(self._atoms)
+
+
+class EqualCost(AtomCost):
+    """Every atom costs the same: the paper's baseline without cost coefficients (table 2). The total counts them."""
+
+    name = "atoms"
+
+    def total(self, widths: Widths) -> float:
+        return float(sum(map(sum, widths)))
+
+    def per_atom(self, widths: Widths) -> dict[Branch, float]:
+        del widths
+        return dict.fromkeys(self.space.branches(), 1.0)
+
+
+class LatencyCost(AtomCost):
+    """Milliseconds of one batch, from a table that covers the space.
+
+    What an atom costs is a slope: its branch's latency over the number of atoms, made monotone, over a stair to either
+    side, with a positive floor. A raw difference would be zero inside a stair and now and then negative.
+    """
+
+    name = "latency"
+    in_stairs = True
+
+    def __init__(self, space: AtomSpace, model: LatencyModel) -> None:
+        super().__init__(space)
+        self._model = model
+        self._known: dict[Widths, tuple[float, float]] = {}
+        self._curves: dict[Branch, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        for branch in space.branches():
+            stairs = np.array(space.stairs(*branch), float)
+            raw = [0.0, *(model.sum_of(self._branch_ops(branch, int(atoms))) for atoms in stairs[1:])]
+            self._curves[branch] = (stairs, _monotone(np.array(raw)))
+        self._rest = self.total(space.full) - self._summed(space.full)
+
+    def _summed(self, widths: Widths) -> float:
+        return sum(
+            float(np.interp(atoms, *self._curves[b, p])) for b, row in enumerate(widths) for p, atoms in enumerate(row)
+        )
+
+    def estimate(self, widths: Widths) -> float:
+        return self._rest + self._summed(widths)
+
+    def ends(self, widths: Widths) -> tuple[float, float] | None:
+        """Latency and upper end of just these widths, whatever their numbers; None where the table cannot say."""
+        try:
+            return self._model.search_ends(self.space.network(AtomArch(self.space.name, widths)))
+        except HwnasError:
+            return None
+
+    def saved(self, branch: Branch, atoms: int, fewer: int) -> float:
+        """What a branch of `atoms` costs more than one of `fewer`, by its rising curve, with a positive floor."""
+        stairs, curve = self._curves[branch]
+        at = np.interp([atoms, fewer], stairs, curve)
+        return float(max(at[0] - at[1], FLOOR * (atoms - fewer) * curve[-1] / stairs[-1], 1e-12))
+
+    def _branch_ops(self, branch: Branch, atoms: int) -> list[Op]:
+        block, place = branch
+        spec, shape = self.space.blocks[block], self.space.block_shapes()[block]
+        ops: list[Op] = []
+        for layer in spec.layers(spec.kernels[place], atoms):
+            ops.append(layer.op(ops[-1].output if ops else shape).deployed())
+        adds = spec.residual or place > 0
+        ops.append(Op.conv(ops[-1].output, spec.cout, kernel=1, bias=place == 0, residual=adds))
+        return ops
+
+    def _of(self, widths: Widths) -> tuple[float, float]:
+        filled = self.space.aligned(AtomArch(self.space.name, widths))
+        if filled.widths not in self._known:
+            self._known[filled.widths] = self._model.search_ends(self.space.network(filled))
+        return self._known[filled.widths]
+
+    def total(self, widths: Widths) -> float:
+        return self._of(widths)[0]
+
+    def upper(self, widths: Widths) -> float:
+        return self._of(widths)[1]
+
+    def per_atom(self, widths: Widths) -> dict[Branch, float]:
+        return {
+            (b, p): slope_at(*self._curves[b, p], atoms) for b, row in enumerate(widths) for p, atoms in enumerate(row)
+        }
+
+
+def slope_at(stairs: NDArray[np.float64], curve: NDArray[np.float64], atoms: float) -> float:
+    """Slope of a rising `curve` over `stairs` around `atoms`, over `REACH` to either side, with a positive floor."""
+    low = int(np.searchsorted(stairs, max(0.0, atoms - REACH), side="right")) - 1
+    high = min(len(stairs) - 1, int(np.searchsorted(stairs, atoms + REACH)))
+    slope = (curve[high] - curve[low]) / (stairs[high] - stairs[low])
+    mean = curve[-1] / stairs[-1]
+    return float(max(slope, FLOOR * mean, 1e-12))
+
+
+def _monotone(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The rising curve nearest to `values` in least squares (pool adjacent violators)."""
+    levels: list[tuple[float, int]] = []
+    for value in values:
+        levels.append((float(value), 1))
+        while len(levels) > 1 and levels[-2][0] > levels[-1][0]:
+            (a, n), (b, m) = levels[-2:]
+            levels[-2:] = [((a * n + b * m) / (n + m), n + m)]
+    return np.concatenate([np.full(count, level) for level, count in levels])
+
+
+def _least(space: AtomSpace) -> Widths:
+    """The cheapest architecture there can be: blocks that change the shape have one atom, the others none."""
+    return tuple(
+        (0,) * len(block.hidden) if block.residual else (1, *(0,) * (len(block.hidden) - 1)) for block in space.blocks
+    )
+
+
+def cheapest(space: AtomSpace, cost: AtomCost) -> Widths:
+    """The cheapest architecture by a cost: of each block that changes the shape, the cheapest single branch."""
+    least = [list(row) for row in _least(space)]
+    for block, spec in enumerate(space.blocks):
+        if spec.residual:
+            continue
+        options = []
+        for place in range(len(spec.kernels)):
+            row = [0] * len(spec.kernels)
+            row[place] = space.stairs(block, place)[1] if cost.in_stairs else 1
+            options.append(row)
+        least[block] = min(options, key=lambda row, b=block: cost.upper(_with(least, b, row)))  # type: ignore[misc]
+    return tuple(map(tuple, least))
+
+
+def _with(rows: list[list[int]], block: int, row: list[int]) -> Widths:
+    return tuple(tuple(row if index == block else other) for index, other in enumerate(rows))
+
+
+def atom_costs(space: AtomSpace, model: LatencyModel | None) -> Mapping[str, AtomCost]:
+    """Every cost that there is: counts, and latency where there is a table."""
+    costs: dict[str, AtomCost] = {"macs": CountCost(space, "macs"), "params": CountCost(space, "params")}
+    if model is not None:
+        costs["latency"] = LatencyCost(space, model)
+    return costs

@@ -1,0 +1,57 @@
+"""What a table needs to price any architecture of a space of atoms: which networks its kernels are timed in."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hwnas.latency.lowering import Lower
+from hwnas.ops import Op
+from hwnas.spaces.atoms import AtomArch, AtomSpace
+
+TIMES = 2
+"""Each number of atoms of a branch is timed in at least so many networks."""
+
+CALIBRATION_SCALES = (0.03, 1.0)
+"""Share of the supernet's atoms in the smallest and the largest calibration network, about."""
+
+
+def cover_archs(space: AtomSpace, seed: int = 0) -> list[AtomArch]:
+    """Architectures in which every branch has every number of its stairs at least `TIMES` times, drawn at random."""
+    rng = np.random.default_rng([seed, 22])
+    stairs = {branch: space.stairs(*branch) for branch in space.branches()}
+    count = TIMES * max(map(len, stairs.values()))
+    columns = {
+        branch: np.concatenate([rng.permutation(steps) for _ in range(-(-count // len(steps)))])[:count]
+        for branch, steps in stairs.items()
+    }
+    return [_arch(space, {branch: int(column[index]) for branch, column in columns.items()}) for index in range(count)]
+
+
+def calibration_archs(space: AtomSpace, count: int, seed: int = 0) -> list[AtomArch]:
+    """`count` architectures from small ones to about the supernet, the branches of each drawn independently."""
+    rng = np.random.default_rng([seed, 23])
+    found = []
+    for scale in np.geomspace(*CALIBRATION_SCALES, count):
+        drawn = {}
+        for branch in space.branches():
+            steps = space.stairs(*branch)
+            wanted = scale * steps[-1] * rng.uniform(0.3, 1.7)
+            drawn[branch] = min(steps, key=lambda atoms, wanted=wanted: abs(atoms - wanted))  # type: ignore[misc]
+        found.append(_arch(space, drawn))
+    return found
+
+
+def _arch(space: AtomSpace, atoms: dict[tuple[int, int], int]) -> AtomArch:
+    """The architecture; a block that changes the shape gets an atom where it would have none."""
+    rows = []
+    for block, spec in enumerate(space.blocks):
+        row = [atoms[block, place] for place in range(len(spec.kernels))]
+        if not any(row) and not spec.residual:
+            row[-1] = space.stairs(block, len(row) - 1)[1]
+        rows.append(tuple(row))
+    return AtomArch(space.name, tuple(rows))
+
+
+def kernels(space: AtomSpace, lower: Lower) -> list[Op]:
+    """Each kernel that a table of the space holds, once: of every branch with every number of its stairs."""
+    return list(dict.fromkeys(op for arch in cover_archs(space) for op in lower(space.network(arch))))

@@ -1,0 +1,54 @@
+"""The penalty's strength under a budget: lambda rises and falls so that the living net meets its budget in time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+GAIN = 80.0
+"""How fast lambda answers: an excess that is 10% of the reduction above its course for 10% of the training changes it
+by a factor of exp(0.1 * 0.1 * 80) = 2.2."""
+
+RANGE = math.log(1e4)
+"""Lambda stays within this factor of where it began."""
+
+AIM = 0.02
+"""Share of the reduction that is left to the projection: what died cannot come back, so that a course which ends on
+the budget itself would often end below."""
+
+
+@dataclass(slots=True)
+class Controller:
+    """Dual ascent on the logarithm of lambda, along a course from the whole net to the budget.
+
+    The excess is what the living net costs above its budget, as a share of what the supernet does: 1 in the beginning,
+    0 on the budget. Its course falls linearly from `start` to `end` (shares of the training).
+
+    Attributes:
+        penalty: lambda where it began.
+        start, end: of the course.
+        log_factor: of lambda now over `penalty`.
+    """
+
+    penalty: float
+    start: float
+    end: float
+    log_factor: float = 0.0
+
+    def course(self, progress: float) -> float:
+        """Where the excess should be."""
+        gone = (progress - self.start) / max(1e-9, self.end - self.start)
+        return AIM + (1 - AIM) * (1 - min(1.0, max(0.0, gone)))
+
+    def update(self, progress: float, excess: float, passed: float) -> None:
+        """Answers to the excess that is expected a little later, `passed` (a share of the training) after the last."""
+        error = excess - self.course(progress)
+        changed = self.log_factor + GAIN * error * passed
+        self.log_factor = min(RANGE, max(-RANGE, changed))
+
+    def at(self, progress: float, excess: float) -> float:
+        """Lambda now: nothing before the course begins, or when the budget is met."""
+        if excess <= 0 or self.penalty <= 0:
+            return 0.0
+        ramp = min(1.0, progress / self.start) if self.start > 0 else 1.0
+        return ramp * self.penalty * math.exp(self.log_factor)

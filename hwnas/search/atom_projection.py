@@ -1,0 +1,161 @@
+"""From a net near its budget onto it, exactly: the atoms with the least importance for what they cost go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.atom_costs import AtomCost, Branch, LatencyCost
+from hwnas.spaces.atoms import AtomArch, AtomSpace, Widths
+
+STEPS_DOWN = 6
+"""Stairs that one removal may go down: some are flat."""
+
+Importance = Mapping[Branch, NDArray[np.float64]]
+"""For each branch the absolute importance factors of its atoms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A cost that must not exceed `most`."""
+
+    cost: AtomCost
+    most: float
+
+    def met(self, widths: Widths) -> bool:
+        """Whether the upper end is within the limit."""
+        return self.cost.upper(widths) <= self.most
+
+
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """What a projection decided.
+
+    Attributes:
+        keep: for each branch the number of atoms that stay: its most important ones.
+        widths: of the deployed net: with costs in stairs, branches are filled up to theirs.
+        met: every limit is.
+    """
+
+    keep: dict[Branch, int]
+    widths: Widths
+    met: bool
+
+
+def project(space: AtomSpace, importance: Importance, limits: Sequence[Limit], equal: bool = False) -> Projected:
+    """Removes atoms until every upper end is within its limit; as few as that takes, in order of importance per cost.
+
+    With a limit in stairs, branches go down stair by stair, and all limits are judged on the net filled up to them.
+
+    Args:
+        space: of the net.
+        importance: of the net's atoms; a branch that is not there has none.
+        limits: at least one.
+        equal: atoms go by importance alone, as if all cost the same (the paper's baseline).
+    """
+    stairs = any(limit.cost.in_stairs for limit in limits)
+    state = _State(space, importance, stairs)
+    while broken := next((limit for limit in limits if not limit.met(state.widths())), None):
+        gone = state.remove_stairs(broken.cost, equal) if stairs else state.remove_one_by_one(broken, equal)
+        if not gone:
+            return Projected(state.keep, state.widths(), False)
+    return Projected(dict(state.keep), _on(space, state.widths(), limits) if stairs else state.widths(), True)
+
+
+class _State:
+    """A net being projected: of each branch the most important atoms are kept."""
+
+    def __init__(self, space: AtomSpace, importance: Importance, stairs: bool) -> None:
+        self.space, self.stairs = space, stairs
+        self.rising = {branch: np.sort(np.abs(importance.get(branch, np.zeros(0)))) for branch in space.branches()}
+        self.keep = {branch: len(values) for branch, values in self.rising.items()}
+        self._full = dict(self.keep)
+        self._sums = {branch: np.concatenate([[0.0], np.cumsum(values)]) for branch, values in self.rising.items()}
+
+    def widths(self) -> Widths:
+        """Of the deployed net."""
+        kept = tuple(
+            tuple(self.keep[block, place] for place in range(len(spec.kernels)))
+            for block, spec in enumerate(self.space.blocks)
+        )
+        return self.space.aligned(AtomArch(self.space.name, kept)).widths if self.stairs else kept
+
+    def remove_stairs(self, cost: AtomCost, equal: bool) -> bool:
+        """Removes the least worthy atoms by some stairs of one branch; False where nothing is left to go."""
+        options = self.removals(cost, equal)
+        if options:
+            _, branch, left = min(options)
+            self.keep[branch] = left
+        return bool(options)
+
+    def remove_one_by_one(self, limit: Limit, equal: bool) -> int:
+        """Removes the least worthy atoms until `limit` is met; 0 where nothing is left to go."""
+        prices = limit.cost.per_atom(self.widths())
+        scores, branches = [], []
+        for number, (branch, atoms) in enumerate(self.keep.items()):
+            left = self.rising[branch][self._full[branch] - atoms :]
+            scores.append(left / (1.0 if equal else prices[branch]))
+            branches.append(np.full(atoms, number))
+        names, score, owner = list(self.keep), np.concatenate(scores), np.concatenate(branches)
+        for block, spec in enumerate(self.space.blocks):  # the best atom of a block that changes the shape stays
+            mine = np.flatnonzero([names[number][0] == block for number in owner])
+            if not spec.residual and len(mine):
+                score[mine[np.argmax(score[mine])]] = np.inf
+        order = np.argsort(score, kind="stable")
+        order = order[np.isfinite(score[order])]
+        saved = np.cumsum([prices[names[owner[index]]] for index in order])
+        over = limit.cost.upper(self.widths()) - limit.most
+        count = min(len(order), int(np.searchsorted(saved, over * (1 - 1e-12))) + 1)
+        for index in order[:count]:
+            self.keep[names[owner[index]]] -= 1
+        return count
+
+    def removals(self, cost: AtomCost, equal: bool) -> list[tuple[float, Branch, int]]:
+        """(importance lost per cost, branch, atoms left) of every removal by some stairs."""
+        found = []
+        per_atom = {} if isinstance(cost, LatencyCost) else cost.per_atom(self.widths())
+        for branch, atoms in self.keep.items():
+            for left in self._fewer(branch, atoms):
+                lost = self._lost(branch, atoms, left)
+                if equal:
+                    worth = float(atoms - left)
+                elif isinstance(cost, LatencyCost):
+                    worth = cost.saved(branch, self._stair(branch, atoms), left)
+                else:
+                    worth = (self._stair(branch, atoms) - left) * per_atom[branch]
+                found.append((lost / worth, branch, left))
+        return found
+
+    def _fewer(self, branch: Branch, atoms: int) -> list[int]:
+        """Numbers of atoms that a branch may go down to in one removal."""
+        options = [stair for stair in self.space.stairs(*branch) if stair < atoms][-STEPS_DOWN:]
+        spec = self.space.blocks[branch[0]]
+        others = any(self.keep[branch[0], place] for place in range(len(spec.kernels)) if place != branch[1])
+        return [left for left in options if left or spec.residual or others]
+
+    def _stair(self, branch: Branch, atoms: int) -> int:
+        return min(stair for stair in self.space.stairs(*branch) if stair >= atoms)
+
+    def _lost(self, branch: Branch, atoms: int, left: int) -> float:
+        """Importance of the atoms that go: the least important of those that are there."""
+        sums, full = self._sums[branch], self._full[branch]
+        return float(sums[full - left] - sums[full - atoms])
+
+
+def _on(space: AtomSpace, widths: Widths, limits: Sequence[Limit]) -> Widths:
+    """Every branch on to its next stair where that costs no time: the device computes so many channels anyhow."""
+    now = widths
+    timed = [limit for limit in limits if limit.cost.in_stairs]
+    for block, place in space.branches():
+        higher = [stair for stair in space.stairs(block, place) if stair > now[block][place]]
+        if not now[block][place] or not higher:
+            continue
+        row = (*now[block][:place], higher[0], *now[block][place + 1 :])
+        more = (*now[:block], row, *now[block + 1 :])
+        free = all(limit.cost.total(more) <= limit.cost.total(now) for limit in timed)
+        if free and all(limit.met(more) for limit in limits):
+            now = more
+    return now
