@@ -34,6 +34,7 @@ from hwnas.latency.table import LatencyTable
 from hwnas.measure.lock import device_lock
 from hwnas.measure.passes import Entry, measure_in_passes
 from hwnas.measure.process import MeasuringProcess
+from hwnas.measure.runtimes.base import DISTURBED
 from hwnas.network import Network
 from hwnas.ops import Op
 from hwnas.progress import Progress
@@ -247,6 +248,7 @@ def _run_passes(
     }
     steps = {key: lower.steps(network) for key, network in _networks_of(table, entries).items()}
     surprises: dict[str, None] = {}
+    disturbed = 0
     with progress.start(sum(due.values()), "visits") as task:
         for visit in measure_in_passes(process, list(entries.values()), seed=session, least_s=least_s):
             role, name = names[id(visit.entry)]
@@ -263,7 +265,8 @@ def _run_passes(
                     session, name, visit.number, visit.samples_ms, timed.samples_ms | timed.terms_ms, timed.launches
                 )
             else:
-                table.add_visit(session, role, name, visit.number, visit.entry.repeats, visit.samples_ms)
+                table.add_visit(session, role, name, visit.number, visit.entry.repeats, visit.samples_ms, visit.state)
+                disturbed += bool(visit.state.get(DISTURBED))
             if role == "reference":
                 reference += visit.samples_ms
             elif due[role, name] > 0:
@@ -274,6 +277,9 @@ def _run_passes(
     if surprises:
         progress.note(f"{len(surprises)} operators run otherwise than assumed, such as {next(iter(surprises))}: "
                       "they are timed alone")  # fmt: skip
+    if disturbed:
+        progress.note(f"{disturbed} visits were made while the device was slowed, pauses and repetitions "
+                      "notwithstanding: cool it, or give it more power")  # fmt: skip
     low, middle = np.quantile(reference or [1.0], [0.02, 0.5])
     if middle / low - 1 > NOISY:
         progress.note(

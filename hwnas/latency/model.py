@@ -105,6 +105,7 @@ class LatencyModel:
         self.terms: Terms = fit_terms([(len(self.lower(net)), taken) for net, taken in table.terms()])
         self._calibrated_on: set[str] = set()
         self._kernels: dict[tuple[object, ...], SpaceKernels] = {}
+        builds_error = table.builds_error
         groups: dict[Shape, list[tuple[float, float, float]]] = {}
         for network in table.networks():
             if calibrate_on is not None and not calibrate_on(network.name):
@@ -112,7 +113,8 @@ class LatencyModel:
             keys = self._keys(network)
             self._calibrated_on.update(keys)
             if all(key in self.operators for key in keys):
-                found = (self._sum(keys), network.measured.latency_ms, network.measured.relative_error / NORMAL_90)
+                noise = math.hypot(network.measured.relative_error / NORMAL_90, builds_error)
+                found = (self._sum(keys), network.measured.latency_ms, noise)
                 groups.setdefault(network.input_shape, []).append(found)
         self.calibrations: dict[Shape, Calibration] = {
             shape: _calibrated(found) for shape, found in groups.items() if len(found) >= MIN_GROUP

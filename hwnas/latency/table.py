@@ -25,10 +25,12 @@ from numpy.typing import NDArray
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
 from hwnas.latency import trust
+from hwnas.latency.builds import builds_error
 from hwnas.latency.imported import BLOCK, Imported, stated
 from hwnas.latency.levels import OVERHEAD_KEYS, Levels, NetworkVisit
 from hwnas.latency.table_file import FORMAT, make_file, open_file, upgrade
 from hwnas.latency.terms import TERMS
+from hwnas.measure.runtimes.base import BUILDS_MS
 from hwnas.measure.statistics import ESTIMATOR, Estimate, estimate
 from hwnas.network import Network
 
@@ -245,6 +247,28 @@ class LatencyTable:
                     WHERE role = ? AND name = ? {alone} ORDER BY visits.id"""
         return [trust.samples(self.path, blob, repeats) for repeats, blob in self._select(query, role, name)]
 
+    def states(self, role: str) -> dict[str, list[dict[str, Any]]]:
+        """What the runtime told of the device at the visits of a role's entries, by name; those that told nothing
+        are left out."""
+        if self._format < 4:
+            return {}
+        query = """SELECT name, state FROM visits JOIN entries ON entry = entries.id
+                   WHERE role = ? AND state IS NOT NULL ORDER BY visits.id"""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for name, text in self._select(query, role):
+            state = trust.document(self.path, text)
+            if not isinstance(state, dict):
+                raise HwnasError(trust.damaged(self.path))
+            found.setdefault(name, []).append(state)
+        return found
+
+    @property
+    def builds_error(self) -> float:
+        """Relative standard error of whole networks from which builds of them were timed (`hwnas.latency.builds`)."""
+        told = self.states("network").values()
+        visits = [[trust.times(self.path, state.get(BUILDS_MS, ())) for state in states] for states in told]
+        return builds_error(visits)
+
     def seconds(self, counted: Callable[[str], bool]) -> float:
         """About how long the visits of those entries took whose names are `counted`, loading included."""
         query = """SELECT session, name, at FROM visits JOIN entries ON entry = entries.id
@@ -437,11 +461,18 @@ class LatencyTable:
             )
 
     def add_visit(
-        self, session: int, role: str, name: str, number: int, repeats: int, samples_ms: Sequence[float]
+        self,
+        session: int,
+        role: str,
+        name: str,
+        number: int,
+        repeats: int,
+        samples_ms: Sequence[float],
+        state: Mapping[str, Any] | None = None,
     ) -> None:
-        """Stores the samples of one visit; they are safe when this returns."""
+        """Stores the samples of one visit, and what the device was doing; they are safe when this returns."""
         with self._writing() as db:
-            self._insert_visit(db, session, role, name, number, repeats, samples_ms)
+            self._insert_visit(db, session, role, name, number, repeats, samples_ms, state=state)
 
     def _insert_visit(
         self,
@@ -453,13 +484,15 @@ class LatencyTable:
         repeats: float,
         samples_ms: Sequence[float] | NDArray[np.float64],
         place: int | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> int:
         """Adds a row; returns its id."""
         cursor = db.execute(
-            """INSERT INTO visits (entry, session, pass, at, repeats, samples_ms, place)
-               SELECT id, ?, ?, ?, ?, ?, ? FROM entries WHERE role = ? AND name = ?""",
-            (session, number, time.time(), repeats, np.asarray(samples_ms, np.float64).tobytes(), place, role, name),
-        )
+            """INSERT INTO visits (entry, session, pass, at, repeats, samples_ms, place, state)
+               SELECT id, ?, ?, ?, ?, ?, ?, ? FROM entries WHERE role = ? AND name = ?""",
+            (session, number, time.time(), repeats, np.asarray(samples_ms, np.float64).tobytes(), place,
+             json.dumps(dict(state)) if state else None, role, name),
+        )  # fmt: skip
         if cursor.rowcount != 1:
             raise KeyError(f"no entry {role} {name}: its visit has nowhere to go")
         return int(cursor.lastrowid or 0)

@@ -95,6 +95,7 @@ class MeasuringProcess:
         self.memory_limit_bytes = memory_limit_bytes or free_memory_bytes() // 2
         self._limit_given = memory_limit_bytes is not None
         self.describe: dict[str, Any] = {}
+        self.state: dict[str, Any] = {}
         self._command = command
         self._child: subprocess.Popen[bytes] | None = None
         self._buffer = b""
@@ -144,9 +145,12 @@ class MeasuringProcess:
             MeasurementError: it cannot be built or timed, hung, or took the process down.
         """
         repeats = self.load(subject)
-        samples: Any = self._ask({"do": "time", "name": subject.name, "runs": runs}).get("samples_ms")
+        answer = self._ask({"do": "time", "name": subject.name, "runs": runs})
+        samples: Any = answer.get("samples_ms")
         if not _are_times(samples, runs):
             raise MeasurementError(f"the runtime returned impossible times: {str(samples)[:80]}")
+        state = answer.get("state")
+        self.state = state if isinstance(state, dict) else {}
         return repeats, samples
 
     def time_kernels(self, subject: Subject, runs: int) -> list[KernelTime]:

@@ -8,7 +8,7 @@ do         with                                            answers
 =========  ==============================================  =====================================
 open       runtime, options                                describe: what a table is bound to
 load       name, role, min_run_ms; payload: the model      repeats
-time       name, runs                                      samples_ms
+time       name, runs                                      samples_ms; state: of the device
 kernels    name, runs                                      kernels: node, kind, shapes and samples_ms of each
 run        name, shape; payload: the image, float32        shape, output (base64 float32)
 unload     name
@@ -84,7 +84,8 @@ class Worker:
         return {"repeats": session.repeats}
 
     def do_time(self, request: dict[str, Any]) -> dict[str, Any]:
-        return {"samples_ms": self.sessions[request["name"]].time_ms(int(request["runs"]))}
+        session = self.sessions[request["name"]]
+        return {"samples_ms": session.time_ms(int(request["runs"])), "state": dict(session.state)}
 
     def do_kernels(self, request: dict[str, Any]) -> dict[str, Any]:
         return {"kernels": [asdict(time) for time in self.clocks[request["name"]].time_kernels(int(request["runs"]))]}

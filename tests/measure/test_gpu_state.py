@@ -26,12 +26,12 @@ def test_disturbed_stretches_are_repeated_after_a_pause() -> None:
     readings = iter([CALM, replace(CALM, sm_mhz=1200), CALM, CALM])
     pauses: list[float] = []
     counter = iter(range(10))
-    samples, state = undisturbed(lambda: [float(next(counter))], lambda: next(readings), pauses.append)
-    assert (samples, state, pauses) == ([1.0], CALM, [PAUSE_S])
+    samples, state, why = undisturbed(lambda: [float(next(counter))], lambda: next(readings), pauses.append)
+    assert (samples, state, why, pauses) == ([1.0], CALM, "", [PAUSE_S])
     hot = replace(CALM, throttle=0x20)
     pauses.clear()
-    samples, state = undisturbed(lambda: [1.0], lambda: hot, pauses.append)
-    assert (state.slowed, len(pauses)) == (("software thermal",), ATTEMPTS - 1)
+    samples, state, why = undisturbed(lambda: [1.0], lambda: hot, pauses.append)
+    assert (state.slowed, why, len(pauses)) == (("software thermal",), "software thermal", ATTEMPTS - 1)
 
 
 def test_it_waits_until_the_clock_has_settled() -> None:

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hwnas.measure.runtimes import tensorrt_library
-from hwnas.measure.runtimes.base import WHOLE, KernelClock, Runtime, Session
+from hwnas.measure.runtimes.base import BUILDS_MS, DISTURBED, WHOLE, KernelClock, Runtime, Session
 from hwnas.measure.runtimes.cuda import Cuda, Gpu, Replay
 from hwnas.measure.runtimes.gpu_state import GpuWatch
 from hwnas.measure.runtimes.tensorrt_build import BuildError
@@ -199,7 +199,8 @@ def test_a_session_gives_everything_back_when_closed(cuda: Callable[..., HostCud
     assert len(device.held) == 2 * 4 + 2 + (6 if captures else 0)
     assert session.time_ms(4) == pytest.approx([0.5] * 4)
     assert session.spread == 0
-    assert session.state["builds_ms"] == pytest.approx([0.5, 0.5])
+    assert session.state[BUILDS_MS] == pytest.approx([0.5, 0.5])
+    assert session.state[DISTURBED] == ""
     image = np.arange(6, dtype=np.float32).reshape(SHAPE)
     np.testing.assert_array_equal(session.run(image), 2 * image)
     device.log.clear()
@@ -265,6 +266,7 @@ class Counted(Session, KernelClock):
         held.append(self)
 
     def time_ms(self, runs: int) -> list[float]:
+        self.state = {DISTURBED: "hot"}
         return [1.0] * runs
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -307,6 +309,8 @@ def test_the_measuring_process_closes_what_is_unloaded_and_all_at_its_end(monkey
         loads[role] = {"do": "load", "name": role, "role": role, "min_run_ms": 1, "payload": b""}
         assert worker.answer(loads[role])["ok"]
     assert len(runtime.held) == 3
+    answer = worker.answer({"do": "time", "name": "network", "runs": 2})
+    assert answer == {"ok": True, "samples_ms": [1.0, 1.0], "state": {DISTURBED: "hot"}}
     assert worker.answer(loads["network"])["ok"]  # again, under the same name
     assert len(runtime.held) == 3
     assert worker.answer({"do": "unload", "name": "kernels"}) == {"ok": True}

@@ -131,18 +131,19 @@ def undisturbed(
     measure: Callable[[], Sequence[float]],
     read: Callable[[], GpuState],
     pause: Callable[[float], None] = time.sleep,
-) -> tuple[list[float], GpuState]:
+) -> tuple[list[float], GpuState, str]:
     """Measures, again after a pause where the GPU was slowed or its clock drifted, `ATTEMPTS` times at most.
 
     Returns:
-        The samples, and the state after them; those of the last attempt where none was undisturbed: the state tells.
+        The samples, the state after them, and why they were disturbed, of the last attempt; mostly nothing did.
     """
     for attempt in range(ATTEMPTS):
         before = read()
         samples = list(measure())
         after = read()
-        if not disturbed(before, after):
+        why = disturbed(before, after)
+        if not why:
             break
         if attempt < ATTEMPTS - 1:
             pause(PAUSE_S)
-    return samples, after
+    return samples, after, why

@@ -8,13 +8,13 @@ turns: in deployment a new batch is not in the cache either.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.measure.runtimes.base import KernelClock, KernelTime, Session
+from hwnas.measure.runtimes.base import BUILDS_MS, DISTURBED, KernelClock, KernelTime, Session
 from hwnas.measure.runtimes.cuda import Cuda, Replay, numpy_type, rotation
 from hwnas.measure.runtimes.gpu_state import GpuWatch, settle, undisturbed
 from hwnas.measure.runtimes.tensorrt_build import BuildError
@@ -148,7 +148,7 @@ class EngineSession(Session):
         self._events = [cuda.new_event() for _ in range(2)]
         self._graphs: list[Replay] = []
         self.spread = 0.0
-        self.state: dict[str, Any] = {}
+        self.state: Mapping[str, Any] = {}
         self.repeats = 1
         try:
             self._replays = [self._captured(build) for build in builds]
@@ -187,14 +187,15 @@ class EngineSession(Session):
         return samples
 
     def time_ms(self, runs: int) -> list[float]:
-        times = []
+        times, reasons = [], []
         for build in range(len(self._builds)):
             settle(lambda build=build: self._times(build, 1), self._watch.read)  # type: ignore[misc]
-            samples, state = undisturbed(lambda build=build: self._times(build, runs), self._watch.read)  # type: ignore[misc]
+            samples, state, why = undisturbed(lambda build=build: self._times(build, runs), self._watch.read)  # type: ignore[misc]
             times.append(samples)
+            reasons += [why] if why else []
         medians = [float(np.median(samples)) for samples in times]
         self.spread = (max(medians) - min(medians)) / (max(medians) + min(medians))
-        self.state = {**state.to_json(), "builds_ms": medians}
+        self.state = {**state.to_json(), BUILDS_MS: medians, DISTURBED: ", ".join(dict.fromkeys(reasons))}
         return [float(sample) for sample in np.mean(times, axis=0)]
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
