@@ -23,7 +23,7 @@ TENSORRT := $(VENV)/.tensorrt
 # Types of TensorRT, from the module that is installed: its wheels have none, and those of PyPI's tensorrt-stubs are broken.
 STUBS := build/stubs/tensorrt_rtx/__init__.pyi
 
-.PHONY: help quickstart test lint bench clean dataset shipped-tables
+.PHONY: help quickstart test lint bench clean dataset sshd shipped-tables
 
 help:
 	@echo "make quickstart  install, profile this CPU, search under a latency budget, verify on the device"
@@ -80,7 +80,15 @@ lint: $(READY) $(STUBS)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint dataset
+# A server on loopback, for the tests of devices that are elsewhere; without it they are skipped.
+sshd:
+	@if [ ! -x /usr/sbin/sshd ] && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get install --yes --quiet openssh-server >/dev/null 2>&1 \
+		|| { apt-get update --quiet && apt-get install --yes --quiet openssh-server; } >/dev/null 2>&1 \
+		|| echo "Debian's package openssh-server could not be installed: the tests over ssh are skipped"; \
+	fi
+
+test: lint dataset sshd
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(READY)

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from hwnas.network import Network
     from hwnas.spaces import AtomSpace, Space
 
-DEVICE = "cpu"
-
 DEFAULT_SPACES = ("proxyless", "proxyless-tiny")
 """What is profiled and searched where no space is named, for large images and for small ones."""
 
@@ -36,17 +34,14 @@ SPACE_NAMES = (
     "atomnas-a/-b/-c or atomnas-tiny"
 )
 
-RUNTIMES = "onnxruntime, openvino, tensorrt or tensorrt_rtx"
-"""What help texts say of the runtimes, here so that help need not import them."""
-
 
 def device_options(function: Function) -> Function:
     """The options that say on what, and how, is measured."""
     decorators = (
-        option("--device", metavar="DEVICE", help="A profile (cpu, cuda, rtx, …) or a path to one  [default: cpu]"),
+        option("--device", metavar="DEVICE", help="A profile's name or path, or ssh://HOST/PROFILE  [default: cpu]"),
         option("--batch", type=click.IntRange(1), metavar="N", help="Images in one run  [default: the profile's]"),
-        option("--precision", metavar="NAME", help="fp32; on a GPU fp16 or int8 too  [default: the profile's]"),
-        option("--runtime", metavar="NAME", help=f"{RUNTIMES}  [default: the profile's]"),
+        option("--precision", metavar="NAME", help="fp32; with TensorRT fp16 or int8 too  [default: the profile's]"),
+        option("--runtime", metavar="NAME", help="As in 'hwnas devices': tensorrt, …  [default: the profile's]"),
         option("--threads", type=click.IntRange(0), metavar="N", help="0 is all cores  [default: the profile's]"),
     )
     for decorator in reversed(decorators):
@@ -64,10 +59,10 @@ def device_profile(
     target_error: float | None = None,
 ) -> DeviceProfile:
     """The profile that the device options name, with what they change."""
-    from hwnas.devices import find_profile, with_runtime
+    from hwnas.devices import default_device, find_profile, with_runtime
 
     if device is None:
-        device = DEVICE
+        device = default_device(runtime)
         terminal.default("--device", device)
     profile = find_profile(device)
     if runtime is not None:
@@ -125,7 +120,7 @@ def chosen_table(
                 if not {op.key for op in wanted} <= set(table.names("operator")):
                     continue
         terminal.default("--lut", info.path, "the newest that fits")
-        if profile is not None and device_name(profile.device) is None:
+        if profile is not None and not profile.host and device_name(profile.device) is None:
             terminal.note(f"there is no such device here: latencies are those of {info.header['device']}")
         return info.path
     return None
@@ -138,8 +133,10 @@ def _fits(header: Mapping[str, Any], profile: DeviceProfile, given: Mapping[str,
     if "threads" in wanted:  # a table says how many there were, never 0 for all cores
         wanted["threads"] = profile.override(threads=wanted["threads"]).thread_count
     mine = header["profile"]["name"] == profile.name and header["runtime"] == profile.runtime
-    # where there is no such device, as with a GPU's table on a laptop, whatever it was measured on is meant
-    mine = mine and device_name(profile.device) in (None, header["device"])
+    mine = mine and header["profile"].get("host", "") == profile.host
+    if not profile.host:  # what is elsewhere is known by its host; measuring there compares the device itself
+        # where there is no such device, as with a GPU's table on a laptop, whatever it was measured on is meant
+        mine = mine and device_name(profile.device) in (None, header["device"])
     return mine and all(header[key] == value for key, value in wanted.items())
 
 
@@ -162,7 +159,8 @@ def named_table(terminal: Terminal, lut: Path, device: str | None) -> Path:
         with LatencyTable.open(lut) as table:
             measured, runtime = table.header["device"], table.header["runtime"]
         here = device_name(profile.device if profile else "cuda" if runtime in GPU_RUNTIMES else "cpu")
-        if here is not None and measured != here and device is not None:
+        elsewhere = profile is not None and profile.host
+        if here is not None and measured != here and device is not None and not elsewhere:
             raise HwnasError(f"{lut} was measured on {measured}, --device {device} is {here}: leave one of them out")
         if profile is not None and runtime != profile.runtime:
             raise HwnasError(f"{lut} was measured with {runtime}, --device {device} is {profile.runtime}: "
@@ -173,17 +171,23 @@ def named_table(terminal: Terminal, lut: Path, device: str | None) -> Path:
     return lut
 
 
-def table_profile(path: Path) -> DeviceProfile:
+def table_profile(path: Path, device: str | None = None) -> DeviceProfile:
     """The profile that a table was made with: what is compared with the table has to be measured in the same way.
+
+    It is measured where the table was, unless `device` says where.
 
     Raises:
         HwnasError: this hwnas does not know such a profile.
     """
     from pydantic import ValidationError
 
-    from hwnas.devices import DeviceProfile
+    from hwnas.devices import DeviceProfile, find_profile
     from hwnas.latency.table import LatencyTable
 
+    where = {}
+    if device is not None:
+        typed = find_profile(device)
+        where = {"host": typed.host, "python": typed.python}
     with LatencyTable.open(path) as table:
         if table.header.get("imported"):
             raise HwnasError(
@@ -191,7 +195,7 @@ def table_profile(path: Path) -> DeviceProfile:
                 "as it was; give the --lut of a table made with 'hwnas profile'"
             )
         try:
-            return DeviceProfile.model_validate(table.header["profile"])
+            return DeviceProfile.model_validate({**table.header["profile"], "python": "", **where})
         except ValidationError:
             raise HwnasError(
                 f"{path} was made by another hwnas, with a profile unknown to this one: profile anew, to another --lut"

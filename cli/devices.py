@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 @click.command("devices", cls=Command)
 @option("--self-test", metavar="DEVICE", help="Build, run, profile, predict and verify a small space on DEVICE.")
+@click.argument("host", required=False, metavar="[ssh://HOST]")
 @common
 @click.pass_obj
-def command(terminal: Terminal, self_test: str | None) -> None:
+def command(terminal: Terminal, self_test: str | None, host: str | None) -> None:
     """List the devices that can be used here, each with why not where it cannot, and what mends it.
 
     The self-test builds a network, compares its outputs with ONNX Runtime's, profiles a small space, predicts and
@@ -32,13 +33,14 @@ def command(terminal: Terminal, self_test: str | None) -> None:
       hwnas devices
       hwnas devices --self-test cpu
       hwnas devices --self-test cuda
+      hwnas devices ssh://jetson
     """
     if self_test is not None:
         _self_test(terminal, self_test)
         return
     from hwnas.devices import available_runtimes
 
-    found: list[dict[str, Any]] = [asdict(status) for status in available_runtimes()]
+    found: list[dict[str, Any]] = [asdict(status) for status in available_runtimes(host or "")]
     if terminal.json:
         terminal.document(found)
         return
@@ -64,7 +66,7 @@ def _self_test(terminal: Terminal, device: str) -> None:
     done = self_test(profile, terminal.progress())
     if terminal.json:
         reason = f"{done.runtime}, {done.device}, {done.cores} cores"
-        entry = {"name": profile.name, "runtime": profile.runtime, "available": True, "reason": reason, "fix": ""}
+        entry = {"name": profile.address, "runtime": profile.runtime, "available": True, "reason": reason, "fix": ""}
         terminal.document([done.to_json() | entry])
     else:
         from rich.table import Table
@@ -78,9 +80,9 @@ def _self_test(terminal: Terminal, device: str) -> None:
         table.add_row("predicted", f"{_predicted(done)}, measured {milliseconds(done.measured_ms)} ms")
         terminal.table(table)
     if not done.passed:
-        raise ClaimError(f"{profile.name} does not pass the self-test: {'; '.join(done.problems)}")
+        raise ClaimError(f"{profile.address} does not pass the self-test: {'; '.join(done.problems)}")
     if not terminal.json:
-        terminal.table(f"self-test passed in {done.seconds:.0f} s: {profile.name} can be profiled and searched for")
+        terminal.table(f"self-test passed in {done.seconds:.0f} s: {profile.address} can be profiled and searched for")
 
 
 def _predicted(done: SelfTest) -> str:

@@ -25,11 +25,14 @@ SHOWN = 8
 @click.command("check", cls=Command)
 @click.argument("table", type=file_path, required=False, metavar="[TABLE]")
 @option("--lut", type=file_path, metavar="FILE", help="The table  [default: the newest under tables/]")
+@option("--device", metavar="DEVICE", help="Where to measure: cpu, ssh://HOST  [default: where the table was made]")
 @option("--sample", type=click.IntRange(1), default=20, metavar="N", show_default=True, help="Entries to measure.")
 @option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the sample.")
 @common
 @click.pass_obj
-def check_command(terminal: Terminal, table: Path | None, lut: Path | None, sample: int, seed: int) -> None:
+def check_command(
+    terminal: Terminal, table: Path | None, lut: Path | None, device: str | None, sample: int, seed: int
+) -> None:
     """Measure a random sample of a table's operators and networks again: does the table still hold?
 
     They are measured on this device, interleaved with the reference network, and compared at the level that the machine
@@ -45,7 +48,7 @@ def check_command(terminal: Terminal, table: Path | None, lut: Path | None, samp
     path = chosen_table(terminal, table or lut)
     if path is None:
         raise HwnasError("no table under tables/: make one with 'hwnas profile --device cpu', or name a file")
-    report = check_table(path, table_profile(path), sample=sample, seed=seed, progress=terminal.progress())
+    report = check_table(path, table_profile(path, device), sample=sample, seed=seed, progress=terminal.progress())
     if terminal.json:
         terminal.document(report.to_json())
     else:

@@ -24,7 +24,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 PREFIX = "HWNAS_"
 
-LIBRARY_VARIABLES = ("HWNAS_FASHION_MNIST",)
+LIBRARY_VARIABLES = ("HWNAS_FASHION_MNIST", "HWNAS_REMOTE_PYTHON", "HWNAS_SSH")
 """Variables that the library reads and that are no options."""
 
 

@@ -105,7 +105,7 @@ def _measured(terminal: Terminal, loaded: LoadedModel, lut: Path | None, device:
 
     path = _known_table(terminal, lut, device)
     if path is not None and path.exists():
-        profile = table_profile(path)
+        profile = table_profile(path, device)
     else:
         profile = device_profile(terminal, device)
         path = table_path(terminal, lut, profile)

@@ -250,7 +250,7 @@ def _document(
         said = {"accuracy": found.get("accuracy"), "baseline_accuracy": baseline, "folder": subject.loaded.folder}
         results.append({**report.to_json(), **costs, **said})
     setting = {"batch_size": profile.batch_size, "threads": profile.thread_count, "precision": profile.precision}
-    return {"device": profile.name, "runtime": profile.runtime, **setting, "lut": path, "results": results}
+    return {"device": profile.address, "runtime": profile.runtime, **setting, "lut": path, "results": results}
 
 
 def _keep(subjects: Sequence[Subject], document: dict[str, Any]) -> None:

@@ -13,10 +13,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hwnas.errors import HwnasError, RuntimeMissing, UsageError
+from hwnas.measure.ssh import HOST, split_address
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-GPU_RUNTIMES = ("tensorrt", "tensorrt_rtx")
+ENGINE_RUNTIMES = ("tensorrt", "tensorrt_rtx")
+"""Runtimes that build engines, in any precision."""
+
+GPU_RUNTIMES = ("onnxruntime-cuda", "onnxruntime-tensorrt", *ENGINE_RUNTIMES)
 """Runtimes that need a GPU."""
 
 
@@ -51,6 +55,8 @@ class DeviceProfile(BaseModel):
         batch_size: images in one run; a latency is always that of a whole batch.
         retired: why no runtime serves the device any more; empty where one does.
         note: how it is used, shown where it cannot be measured.
+        host: where it is, as ``ssh://[USER@]HOST[:PORT]``; empty is this machine.
+        python: the Python there; never stored in a table, which may come from a stranger.
     """
 
     model_config = _STRICT
@@ -58,7 +64,7 @@ class DeviceProfile(BaseModel):
     format: Literal[1] = 1
     name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
     description: str = ""
-    runtime: Literal["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"]
+    runtime: Literal["onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt", "tensorrt_rtx"]
     device: str = Field(pattern=r"^(cpu|cuda(:\d{1,3})?)$")
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     batch_size: int = Field(default=1, ge=1, le=4096)
@@ -67,18 +73,38 @@ class DeviceProfile(BaseModel):
     builder: Builder = Builder()
     retired: str = ""
     note: str = ""
+    host: str = Field(default="", max_length=300, pattern=HOST)
+    python: str = Field(default="", max_length=500, pattern=r"^[^\x00-\x1f]*$")
+
+    @property
+    def address(self) -> str:
+        """What ``--device`` takes for it."""
+        return f"{self.host}/{self.name}" if self.host else self.name
+
+    @property
+    def on_this_cpu(self) -> bool:
+        """Whether it is the CPU of this machine."""
+        return not self.host and self.device == "cpu"
+
+    @property
+    def lock_name(self) -> str:
+        """What two processes of this machine must not measure at once."""
+        return f"{self.host.removeprefix('ssh://')}-{self.device}" if self.host else self.device
 
     @property
     def thread_count(self) -> int:
-        """Threads that a run uses."""
+        """Threads that a run uses; 0 for all cores of a device that is elsewhere, which says how many it has."""
+        if self.host:
+            return self.threads
         return self.threads or len(os.sched_getaffinity(0))
 
     def runtime_options(self) -> dict[str, Any]:
-        """What the measuring process opens the runtime with."""
+        """What the measuring process opens the runtime with; far away, 0 threads are all cores there."""
         options: dict[str, Any] = {"threads": self.thread_count}
         if self.device != "cpu":
-            gpu = int(self.device.partition(":")[2] or 0)
-            options |= {"gpu": gpu, "precision": self.precision, "builder": self.builder.model_dump()}
+            options["gpu"] = int(self.device.partition(":")[2] or 0)
+        if self.runtime in ENGINE_RUNTIMES:
+            options |= {"precision": self.precision, "builder": self.builder.model_dump()}
         return options
 
     def override(self, **changes: Any) -> DeviceProfile:
@@ -104,8 +130,8 @@ def _validate(data: dict[str, Any], origin: str, error_type: type[HwnasError]) -
         raise error_type(f"{origin}: the runtime {profile.runtime} needs an NVIDIA GPU (--device cuda), not the cpu")
     if not on_gpu and profile.device != "cpu":
         raise error_type(f"{origin}: the runtime {profile.runtime} runs on the cpu, not on {profile.device}")
-    if not on_gpu and profile.precision != "fp32":
-        raise error_type(f"{origin}: the precision {profile.precision} needs a GPU runtime; {profile.runtime} has fp32")
+    if profile.precision != "fp32" and profile.runtime not in ENGINE_RUNTIMES:
+        raise error_type(f"{origin}: the precision {profile.precision} needs TensorRT; {profile.runtime} has fp32")
     if profile.timing.min_passes > profile.timing.max_passes:
         raise error_type(f"{origin}: timing.min_passes is above timing.max_passes")
     return profile
@@ -140,12 +166,17 @@ def _read(text: str, origin: str) -> DeviceProfile:
 
 
 def find_profile(text: str) -> DeviceProfile:
-    """The profile that `text` names: a name in ``profiles/`` or the path of a TOML file.
+    """The profile that `text` names: a name in ``profiles/`` or the path of a TOML file, perhaps on another host.
+
+    ``ssh://HOST/PROFILE`` is a profile of this machine, by its name or path, measured there.
 
     Raises:
         UsageError: there is no such profile.
         HwnasError: the file cannot be read or has an unknown or ill-typed key.
     """
+    if text.startswith("ssh://"):
+        host, name, python = split_address(text)
+        return find_profile(name or "cpu").override(host=host, python=python or None)
     if text.endswith(".toml") or os.sep in text:
         try:
             return _read(Path(text).read_text(encoding="utf-8"), text)
@@ -173,15 +204,17 @@ class RuntimeStatus:
     fix: str
 
 
-def available_runtimes() -> list[RuntimeStatus]:
-    """Every shipped profile with whether it can be measured on this machine.
+def available_runtimes(host: str = "") -> list[RuntimeStatus]:
+    """Every shipped profile with whether it can be measured on this machine, or on an ``ssh://`` host.
 
     Each is tried in a measuring process, as measuring itself would: nothing is imported here.
     """
     from hwnas.measure.process import MeasuringProcess
 
     found = []
-    for profile in list_profiles():
+    where, _, python = split_address(host) if host else ("", "", "")
+    for shipped in list_profiles():
+        profile = shipped.override(host=where, python=python)
         try:
             with MeasuringProcess(profile) as process:
                 says = process.describe
@@ -194,6 +227,13 @@ def available_runtimes() -> list[RuntimeStatus]:
     return found
 
 
+def default_device(runtime: str | None = None) -> str:
+    """The profile where none is named: the CPU's, or the first that ships for a runtime that needs a GPU."""
+    if runtime in GPU_RUNTIMES:
+        return next((known.name for known in list_profiles() if known.runtime == runtime), "cpu")
+    return "cpu"
+
+
 def with_runtime(profile: DeviceProfile, runtime: str) -> DeviceProfile:
     """`profile`, deployed by another runtime: what ships for its device with that runtime, else a profile named so.
 
@@ -204,8 +244,8 @@ def with_runtime(profile: DeviceProfile, runtime: str) -> DeviceProfile:
     if changed == profile:
         return profile
     shipped = list_profiles()
-    if profile in shipped:
+    if profile.override(host="", python="") in shipped:
         for known in shipped:
-            if (known.device, known.runtime) == (profile.device, runtime):
-                return known
+            if (known.device, known.runtime, known.precision) == (profile.device, runtime, profile.precision):
+                return known.override(host=profile.host, python=profile.python)
     return profile.override(runtime=runtime, name=f"{profile.name}-{runtime}")

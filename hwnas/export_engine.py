@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hwnas.devices import GPU_RUNTIMES, DeviceProfile
+from hwnas.devices import ENGINE_RUNTIMES, DeviceProfile
 from hwnas.errors import HwnasError, RuntimeMissing, UsageError
 from hwnas.export import write_whole
 
@@ -47,7 +47,7 @@ def check_engine(profile: DeviceProfile, capability: str) -> str:
     from hwnas.measure.runtimes.tensorrt_library import use
 
     library = profile.runtime
-    if library not in GPU_RUNTIMES:
+    if library not in ENGINE_RUNTIMES:
         raise UsageError(f"{profile.name} is deployed by {library}, which has no engines: give --device rtx or cuda")
     if profile.retired:
         raise RuntimeMissing(profile.retired)

@@ -98,7 +98,7 @@ def self_test(profile: DeviceProfile, progress: Progress, *, space: Space | None
     profile = profile.model_copy(update={"timing": short})
     arch = space.sample(np.random.default_rng(7))
     model = network_to_onnx(space.network(arch), batch_size=profile.batch_size)
-    with device_lock(profile.device, progress), MeasuringProcess(profile) as process:
+    with device_lock(profile.lock_name, progress), MeasuringProcess(profile, progress=progress) as process:
         describe = process.describe
         reference_ms, difference = _run(process, profile, model, space)
     with tempfile.TemporaryDirectory(prefix="hwnas-") as folder:
@@ -147,7 +147,7 @@ def _run(process: MeasuringProcess, profile: DeviceProfile, model: bytes, space:
         _, samples_ms = process.time_ms(Subject("reference", "network", lambda: reference), RUNS)
         found = process.run(Subject("numerics", "network", lambda: model), images)
     except MeasurementError as error:
-        raise HwnasError(f"{profile.name} cannot run a small network: {error}") from None
+        raise HwnasError(f"{profile.address} cannot run a small network: {error}") from None
     expected = _expected(CONVERSIONS[profile.precision](model), images)
     largest = max(float(np.abs(expected).max()), 1e-30)
     return min(samples_ms), float(np.abs(found.reshape(expected.shape) - expected).max()) / largest

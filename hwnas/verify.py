@@ -147,7 +147,7 @@ def verify(
         Subject("reference", "network", lambda: network_to_onnx(reference_network(), batch_size=batch)), reference=True
     )
     witnesses = _witnesses(table, {candidate.network.input_shape for candidate in candidates}, batch)
-    with device_lock(profile.device, progress), MeasuringProcess(profile) as process:
+    with device_lock(profile.lock_name, progress), MeasuringProcess(profile, progress=progress) as process:
         if table is not None:
             table.check_bound_to(profile, process.describe)
         outputs = [

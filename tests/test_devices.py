@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from hwnas.devices import (
-    GPU_RUNTIMES,
+    ENGINE_RUNTIMES,
     DeviceProfile,
     Timing,
     available_runtimes,
@@ -75,8 +75,10 @@ def test_every_file_that_ships_is_named_as_it_is_called_and_hides_nothing() -> N
         if entry.name.endswith(".toml"):
             data = tomllib.loads(entry.read_text(encoding="utf-8"))
             assert data["name"] + ".toml" == entry.name
-            special = {"retired", "note"} | (set() if data["runtime"] in GPU_RUNTIMES else {"builder"})
+            special = {"retired", "note", "host", "python"}  # where the user's device is, and what only some have
+            special |= set() if data["runtime"] in ENGINE_RUNTIMES else {"builder"}
             assert set(DeviceProfile.model_fields) - special <= set(data) <= set(DeviceProfile.model_fields)
+            assert not {"host", "python"} & set(data)
             assert set(data["timing"]) == set(Timing.model_fields)
 
 
@@ -110,6 +112,8 @@ def test_a_profile_from_a_file(tmp_path: Path) -> None:
         ('"mine"', "7", "name: "),
         ('"onnxruntime"', '"tensorflow"', "runtime: "),
         ('"cpu"', '"toaster"', "device: "),
+        ('"onnxruntime"', '"onnxruntime-cuda"', "the runtime onnxruntime-cuda needs an NVIDIA GPU"),
+        ('"cpu"', '"cuda:1"', "the runtime onnxruntime runs on the cpu, not on cuda:1"),
         ("format = 1", "format = 2", "format: "),
         ("min_passes = 3", "min_passes = 1", "timing.min_passes: "),
         ("min_passes = 3", "min_passes = 41", "timing.min_passes is above timing.max_passes"),
@@ -199,7 +203,7 @@ def test_another_runtime_for_a_profile_of_your_own_keeps_what_it_says(tmp_path: 
     assert (changed.runtime, changed.name) == ("openvino", "mine-openvino")
     assert changed.model_copy(update={"runtime": mine.runtime, "name": mine.name}) == mine
     assert with_runtime(mine, mine.runtime) is mine
-    with pytest.raises(UsageError, match="'openvino', 'tensorrt' or 'tensorrt_rtx', not 'abacus'"):
+    with pytest.raises(UsageError, match=r"'onnxruntime', .* or 'tensorrt_rtx', not 'abacus'"):
         with_runtime(mine, "abacus")
 
 

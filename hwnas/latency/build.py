@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -168,8 +167,8 @@ def _measure(
 ) -> BuildReport:
     started = time.monotonic()
     with (
-        device_lock(profile.device, progress),
-        MeasuringProcess(profile, cache=cache_folder(path)) as process,
+        device_lock(profile.lock_name, progress),
+        MeasuringProcess(profile, progress=progress, cache=cache_folder(path)) as process,
         LatencyTable.open_or_create(path, profile, process.describe) as table,
     ):
         lower = lowering(process.describe)
@@ -183,7 +182,7 @@ def _measure(
 
         def run(entries: Mapping[tuple[str, str], Entry], count: int, least_s: float = 0.0) -> None:
             nonlocal session
-            session = session or table.start_session({"load": list(os.getloadavg()), **process.describe})
+            session = session or table.start_session({"load": process.load_average, **process.describe})
             _run_passes(table, profile, process, entries, count, progress, least_s, lower, session)
 
         if todo:
@@ -208,7 +207,7 @@ def _measure(
             runtime=f"{header['runtime']} {header['runtime_version']}",
             precision=profile.precision,
             batch_size=profile.batch_size,
-            threads=profile.thread_count,
+            threads=int(header["threads"]),
             entries=len(model.operators),
             measured=len([key for key in asked if key not in failures]),
             reused=len(wanted) - len(asked),
@@ -239,7 +238,7 @@ def _run_passes(
     names = {id(entry): key for key, entry in entries.items()}
     timing = profile.timing
     progress.stage(f"Measuring {count} entries on {process.describe['device']} ({profile.runtime}, "
-                   f"batch {profile.batch_size}, {profile.thread_count} threads)")  # fmt: skip
+                   f"batch {profile.batch_size}, {process.describe['threads']} threads)")  # fmt: skip
     reference: list[float] = []
     due = {
         key: max(0, (entry.passes or timing.min_passes) - len(entry.visits))

@@ -131,7 +131,7 @@ def check_table(
     with LatencyTable.open(path) as then:
         if then.header.get("imported"):
             raise HwnasError(f"{path} was imported, not measured here: there is nothing to measure again")
-        with MeasuringProcess(profile) as process:
+        with MeasuringProcess(profile, progress=progress) as process:
             then.check_bound_to(profile, process.describe)
         operators, networks = pick(then, sample, seed)
         alone, covers = _places(then, operators, seed)

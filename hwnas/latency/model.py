@@ -314,6 +314,8 @@ def profile_command(space: Space | AtomSpace, model: LatencyModel) -> str:
     names = [known.name for known in list_profiles() if known.name == profile["name"]]
     names += [known.name for known in list_profiles() if known.runtime == model.header["runtime"]]
     device = names[0] if names else profile.get("device", "cpu")
+    if profile.get("host"):
+        device = shlex.quote(f"{profile['host']}/{device}")
     command = f"hwnas profile --device {device} --space {space.name}"
     if space.input_shape != default.input_shape:
         command += f" --image-size {space.input_shape[1]}"

@@ -129,7 +129,7 @@ class LatencyTable:
         """Makes a table bound to what the measuring process said of itself. The file appears only when it is whole."""
         header = {
             **describe,
-            "profile": profile.model_dump(),
+            "profile": profile.model_dump(exclude={"python"}),
             "precision": profile.precision,
             "batch_size": profile.batch_size,
             "estimator": ESTIMATOR,
@@ -550,4 +550,6 @@ def list_tables(root: Path = ROOT) -> list[TableInfo]:
 
 def default_path(profile: DeviceProfile, root: Path = ROOT) -> Path:
     """Where a profile's table goes: ``tables/cpu-fp32-b1-t1.lut``."""
-    return root / f"{profile.name}-{profile.precision}-b{profile.batch_size}-t{profile.thread_count}.lut"
+    host = profile.host.removeprefix("ssh://").translate(str.maketrans("@:[]", "----"))
+    name = f"{host}-{profile.name}" if host else profile.name
+    return root / f"{name}-{profile.precision}-b{profile.batch_size}-t{profile.thread_count or 'all'}.lut"

@@ -7,13 +7,21 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from hwnas.errors import HwnasError
-from hwnas.progress import Progress
+
+if TYPE_CHECKING:
+    from hwnas.progress import Progress
 
 WAIT_S = 3600.0
+
+
+def lock_of(device: str) -> FileLock:
+    """The device's lock on this machine, open to every user of it."""
+    return FileLock(Path(tempfile.gettempdir()) / f"hwnas-{device.replace(os.sep, '_')}.lock", mode=0o666)
 
 
 @contextmanager
@@ -23,8 +31,7 @@ def device_lock(device: str, progress: Progress, *, wait_s: float = WAIT_S) -> I
     Raises:
         HwnasError: it was still held after `wait_s` seconds.
     """
-    path = Path(tempfile.gettempdir()) / f"hwnas-{device.replace(os.sep, '_')}.lock"
-    lock = FileLock(path, mode=0o666)
+    lock = lock_of(device)
     try:
         try:
             lock.acquire(timeout=0)
@@ -36,7 +43,7 @@ def device_lock(device: str, progress: Progress, *, wait_s: float = WAIT_S) -> I
             f"{device} was still being measured by another process after {wait_s:g} s: try later"
         ) from None
     except PermissionError:
-        raise HwnasError(f"cannot open the device lock {path}: remove it or ask its owner to") from None
+        raise HwnasError(f"cannot open the device lock {lock.lock_file}: remove it or ask its owner to") from None
     try:
         yield
     finally:

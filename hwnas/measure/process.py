@@ -8,35 +8,44 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import fcntl
 import json
 import math
 import os
-import select
-import signal
-import subprocess
 import sys
-import tempfile
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError, RuntimeMissing
+from hwnas.measure import ssh
+from hwnas.measure.child import Child, how_it_ended
+from hwnas.measure.hardware import quiet_environment
+from hwnas.measure.lock import WAIT_S
 from hwnas.measure.runtimes.base import KernelTime
 from hwnas.memory import all_memory_bytes, free_memory_bytes
+from hwnas.progress import NullProgress, Progress
 
 WORKER = (sys.executable, "-m", "hwnas.measure.worker")
 START_TIMEOUT_S = 120.0
-PIPE_BYTES = 1 << 20
-"""What the pipe to the child holds: models of megabytes go through it in fewer writes."""
+DROPS = 3
+"""Lost connections at one and the same request that are repaired."""
+
+
+class LinkLost(Exception):
+    """The connection to a device that is elsewhere ended; nothing is said about what was being measured."""
+
+
+class Busy(Exception):
+    """Another process holds the lock of a device that is elsewhere."""
 
 
 class MeasurementError(Exception):
@@ -79,7 +88,8 @@ class MeasuringProcess:
         memory_limit_bytes: sessions are kept loaded up to this sum; the longest unused go first. None is half of what
             is free, and of a device with memory of its own half of that.
         cache: folder where a runtime keeps what it builds; None is nowhere.
-        command: how the child is started; for tests and, later, the far end of an ssh pipe.
+        command: how the child is started where the device is here; for tests.
+        progress: is told of waiting and of lost connections.
     """
 
     def __init__(
@@ -89,17 +99,19 @@ class MeasuringProcess:
         memory_limit_bytes: int | None = None,
         command: tuple[str, ...] = WORKER,
         cache: Path | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.profile = profile
         self.cache = cache
         self.memory_limit_bytes = memory_limit_bytes or free_memory_bytes() // 2
-        self._limit_given = memory_limit_bytes is not None
+        self.all_memory = all_memory_bytes()
+        self.load_average = list(os.getloadavg())
         self.describe: dict[str, Any] = {}
         self.state: dict[str, Any] = {}
-        self._command = command
-        self._child: subprocess.Popen[bytes] | None = None
-        self._buffer = b""
-        self._complaints: IO[bytes] | None = None
+        self._limit_given = memory_limit_bytes is not None
+        self._progress = progress or NullProgress()
+        self._command = ssh.command(profile.host, profile.python, uuid.uuid4().hex) if profile.host else command
+        self._child: Child | None = None
         self._loaded: OrderedDict[str, tuple[int, int]] = OrderedDict()  # name -> (repeats, memory), oldest use first
 
     def __enter__(self) -> Self:
@@ -110,7 +122,15 @@ class MeasuringProcess:
         except MeasurementError as error:
             self.close()
             reason = str(error) if error.fix else f"the measuring process did not start: {error}"
+            if self.profile.host:
+                reason = f"on {self.profile.host}: {reason}"
             raise RuntimeMissing(reason, error.fix) from None
+        except LinkLost as error:
+            self.close()
+            raise HwnasError(str(error)) from None
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -120,23 +140,13 @@ class MeasuringProcess:
 
     def close(self) -> None:
         """Ends the child."""
+        self._close()
+
+    def _close(self, *, kill: bool = False) -> None:
         child, self._child = self._child, None
         self._loaded.clear()
-        self._buffer = b""
-        if self._complaints is not None:
-            self._complaints.close()
-            self._complaints = None
-        if child is None:
-            return
-        for stream in (child.stdin, child.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
-        try:
-            child.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        if child is not None:
+            child.close(kill=kill)
 
     def time_ms(self, subject: Subject, runs: int) -> tuple[int, list[float]]:
         """Loads `subject` if need be and times `runs` runs. Returns (copies in a run, ms of each run).
@@ -144,8 +154,7 @@ class MeasuringProcess:
         Raises:
             MeasurementError: it cannot be built or timed, hung, or took the process down.
         """
-        repeats = self.load(subject)
-        answer = self._ask({"do": "time", "name": subject.name, "runs": runs})
+        repeats, answer = self._loaded_ask(subject, {"do": "time", "name": subject.name, "runs": runs})
         samples: Any = answer.get("samples_ms")
         if not _are_times(samples, runs):
             raise MeasurementError(f"the runtime returned impossible times: {str(samples)[:80]}")
@@ -159,8 +168,8 @@ class MeasuringProcess:
         Raises:
             MeasurementError: it cannot be built or timed, hung, or took the process down.
         """
-        self.load(subject)
-        answer: Any = self._ask({"do": "kernels", "name": subject.name, "runs": runs}).get("kernels")
+        asked = {"do": "kernels", "name": subject.name, "runs": runs}
+        answer: Any = self._loaded_ask(subject, asked)[1].get("kernels")
         if not isinstance(answer, list) or not answer:
             raise MeasurementError("the runtime returned no kernels")
         try:
@@ -182,12 +191,51 @@ class MeasuringProcess:
             raise MeasurementError(f"the runtime returned impossible times of kernels: {str(times[0])[:80]}")
         return kernels
 
+    def _loaded_ask(
+        self, subject: Subject, request: dict[str, Any], payload: bytes | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        """Loads `subject` and asks about it; both again where the link was lost meanwhile."""
+        for lost in range(DROPS + 1):
+            try:
+                return self.load(subject), self._ask(request, payload=payload)
+            except LinkLost as error:
+                if lost == DROPS:
+                    raise HwnasError(
+                        f"the connection to {self.profile.host} was lost {lost + 1} times at {subject.name} ({error}): "
+                        "does it take the machine down? what was measured is kept, the same command goes on"
+                    ) from None
+                self._reconnect(error)
+        raise AssertionError("unreachable")
+
+    def _reconnect(self, error: LinkLost) -> None:
+        """Starts the far end again, with growing pauses.
+
+        Raises:
+            HwnasError: it stays out of reach, or another device answers.
+        """
+        before = dict(self.describe)
+        for pause_s in ssh.PAUSES_S:
+            self._progress.note(f"the connection to {self.profile.host} was lost ({error}): again in {pause_s:g} s")
+            time.sleep(pause_s)
+            try:
+                self._start()
+            except LinkLost as again:
+                error = again
+                continue
+            except MeasurementError as again:
+                raise HwnasError(f"{self.profile.host} cannot measure any more: {again}") from None
+            if before and self.describe != before:
+                raise HwnasError(f"{self.profile.host} was lost, and another set-up answers there now: start again")
+            return
+        raise HwnasError(f"{self.profile.host} stays out of reach ({error}): what was measured is kept, the same "
+                         "command goes on")  # fmt: skip
+
     def load(self, subject: Subject) -> int:
         """Makes sure that `subject` is loaded; returns how many copies one run executes."""
         if subject.name in self._loaded:
             self._loaded.move_to_end(subject.name)
             return self._loaded[subject.name][0]
-        if subject.memory_bytes > all_memory_bytes():
+        if subject.memory_bytes > self.all_memory:
             raise MeasurementError(f"needs about {subject.memory_bytes / 1e9:.0f} GB, more memory than there is")
         try:
             model = subject.model()
@@ -213,11 +261,9 @@ class MeasuringProcess:
 
     def run(self, subject: Subject, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """The network's first output for `images` [batch, C, H, W], computed on the device."""
-        self.load(subject)
-        answer = self._ask(
-            {"do": "run", "name": subject.name, "shape": list(images.shape)},
-            payload=np.ascontiguousarray(images, np.float32).tobytes(),
-        )
+        asked = {"do": "run", "name": subject.name, "shape": list(images.shape)}
+        payload = np.ascontiguousarray(images, np.float32).tobytes()
+        _, answer = self._loaded_ask(subject, asked, payload)
         try:
             return np.frombuffer(base64.b64decode(answer["output"]), np.float32).reshape(answer["shape"])
         except (KeyError, TypeError, ValueError) as error:
@@ -226,26 +272,61 @@ class MeasuringProcess:
     # -- the pipe ----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the child)
-        pipe = subprocess.PIPE
-        try:
-            self._child = subprocess.Popen(
-                self._command, stdin=pipe, stdout=pipe, stderr=self._complaints, env=_environment()
-            )
-        except OSError as error:
-            self.close()
-            raise MeasurementError(str(error), process_died=True) from None
-        assert self._child.stdin is not None
-        os.set_blocking(self._child.stdin.fileno(), False)
-        with contextlib.suppress(OSError, AttributeError):  # fewer, longer writes, where the system allows it
-            fcntl.fcntl(self._child.stdin.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        self._buffer = b""
         self._loaded.clear()
+        try:
+            self._child = Child(self._command, None if self.profile.host else quiet_environment())
+        except OSError as error:
+            if self.profile.host:
+                raise HwnasError(f"no ssh client to reach {self.profile.host}: install one, or set HWNAS_SSH to its "
+                                 f"command ({error})") from None  # fmt: skip
+            raise MeasurementError(str(error), process_died=True) from None
+        if self.profile.host:
+            self._greet()
+        self._open()
+
+    def _greet(self) -> None:
+        """Hears who is there, past what the shell's start-up files may print."""
+        assert self._child is not None
+        deadline = time.monotonic() + START_TIMEOUT_S
+        said = None
+        try:
+            while said is None:
+                said = ssh.greeting(self._child.line((), deadline))
+        except (EOFError, BrokenPipeError, TimeoutError) as error:
+            code, words = self._child.wait(2), self._child.last_words()
+            self._close(kill=True)
+            silent = f"{self.profile.host} does not answer" if isinstance(error, TimeoutError) else ""
+            raise LinkLost(silent or ssh.why_not(self.profile.host, code, words)) from None
+        try:
+            ssh.check_greeting(said, self.profile.host)
+            self.all_memory, free = int(said["memory"]), int(said["free_memory"])
+            self.load_average = [float(load) for load in said["load"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise HwnasError(f"{self.profile.host} does not speak as hwnas does ({error!r:.80})") from None
+        if not self._limit_given:
+            self.memory_limit_bytes = free // 2
+
+    def _open(self) -> None:
+        """Opens the runtime; far away, waits for the device's lock there."""
         options = self.profile.runtime_options()
-        if self.cache is not None:
+        if self.cache is not None and not self.profile.host:
             options["cache"] = str(self.cache)
         request = {"do": "open", "runtime": self.profile.runtime, "options": options}
-        describe = self._ask(request, START_TIMEOUT_S).get("describe")
+        if self.profile.host:
+            request["lock"] = self.profile.device
+        told, give_up = False, time.monotonic() + WAIT_S
+        while True:
+            try:
+                describe = self._ask(request, START_TIMEOUT_S).get("describe")
+            except Busy as busy:
+                if time.monotonic() > give_up:
+                    raise HwnasError(f"{busy} ({self.profile.host}) still: try later") from None
+                if not told:
+                    self._progress.note(f"{busy} ({self.profile.host}): waiting for it to finish")
+                told = True
+                time.sleep(1.0)
+                continue
+            break
         if not isinstance(describe, dict):
             raise MeasurementError(f"it does not say what it measures: {str(describe)[:80]}")
         self.describe = describe
@@ -258,90 +339,74 @@ class MeasuringProcess:
     ) -> dict[str, Any]:
         if self._child is None:
             self._start()
+        assert self._child is not None
         timeout_s = timeout_s or self.profile.timing.timeout_s
         if payload is not None:
             request = {**request, "payload": len(payload)}
         try:
-            answer = self._exchange((json.dumps(request).encode() + b"\n", payload or b""), timeout_s)
+            answer = self._exchange(self._child, (json.dumps(request).encode() + b"\n", payload or b""), timeout_s)
         except TimeoutError:
-            self._kill()
+            # ssh needs some time to find that nobody is there any more
+            lost = self.profile.host and self._child.wait(ssh.SILENCE_S) is not None
+            self._close(kill=True)
+            if lost:
+                raise LinkLost(f"silent for {ssh.SILENCE_S:g} s") from None
             raise MeasurementError(f"timed out after {timeout_s:g} s", process_died=True) from None
         except (BrokenPipeError, EOFError):
+            if self.profile.host:
+                words = self._child.last_words().strip(": ")
+                self._close(kill=True)
+                raise LinkLost(words or "it was closed") from None
             message = f"took the measuring process down ({self._reap()})"
             raise MeasurementError(message, process_died=True) from None
         except ValueError as error:
-            self._kill()
+            died = _death(str(error)) if self.profile.host else ""
+            words = self._child.last_words() if died else ""
+            self._close(kill=True)
+            if died:
+                raise MeasurementError(f"took the measuring process down ({died}{words})", process_died=True) from None
             message = f"the measuring process answered nonsense ({' '.join(str(error).split())})"
             raise MeasurementError(message, process_died=True) from None
+        if answer.get("busy"):
+            raise Busy(str(answer.get("error"))[:200])
         if not answer["ok"]:
             raise MeasurementError(str(answer.get("error")), fix=str(answer.get("fix", "")))
         return answer
 
-    def _exchange(self, parts: Sequence[bytes], timeout_s: float) -> dict[str, Any]:
-        child = self._child
-        assert child is not None
-        assert child.stdin is not None
-        assert child.stdout is not None
-        if self._buffer:
-            raise ValueError(f"without being asked: {self._buffer[:80].decode(errors='replace')}")
-        deadline = time.monotonic() + timeout_s
-        # written bit by bit: a child that hangs does not empty its pipe either
-        unsent = [memoryview(part) for part in parts if part]
-        while b"\n" not in self._buffer:
-            reads, writes, _ = select.select(
-                [child.stdout], [child.stdin] if unsent else [], [], max(0.0, deadline - time.monotonic())
-            )
-            if not reads and not writes:
-                raise TimeoutError
-            if writes:
-                unsent[0] = unsent[0][os.write(child.stdin.fileno(), unsent[0]) :]
-                if not unsent[0]:
-                    del unsent[0]
-            if not reads:
-                continue
-            chunk = os.read(child.stdout.fileno(), 1 << 16)
-            if not chunk:
-                raise EOFError
-            self._buffer += chunk
-        if unsent:
-            raise ValueError("before it had read what it was asked")
-        text, self._buffer = self._buffer.split(b"\n", 1)
+    def _exchange(self, child: Child, parts: Sequence[bytes], timeout_s: float) -> dict[str, Any]:
+        if child.unread:
+            raise ValueError(f"without being asked: {child.unread[:80].decode(errors='replace')}")
+        text = self._line(child, parts, timeout_s)
+        if self.profile.host:  # the wire may be slow: the time runs from where the request has arrived
+            if json.loads(text) != {"got": True}:
+                raise ValueError(text[:200].decode(errors="replace"))
+            text = self._line(child, (), timeout_s)
         answer = json.loads(text)
         if not isinstance(answer, dict) or "ok" not in answer:
-            raise ValueError(text[:80].decode(errors="replace"))
+            raise ValueError(text[:200].decode(errors="replace"))
         return answer
 
-    def _kill(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-        self.close()
+    def _line(self, child: Child, parts: Sequence[bytes], timeout_s: float) -> bytes:
+        text = child.line(parts, time.monotonic() + timeout_s, patient=bool(self.profile.host))
+        while self.profile.host and not text.strip():  # the far end starts a line before it says how the worker ended
+            text = child.line((), time.monotonic() + timeout_s)
+        return text
 
     def _reap(self) -> str:
         assert self._child is not None
-        try:
-            code = self._child.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            self._kill()
+        code, words = self._child.wait(2), self._child.last_words()
+        self._close(kill=code is None)
+        if code is None:
             return "closed its output"
-        words = self._last_words()
-        self.close()
-        if code < 0:
-            return f"killed by {signal.Signals(-code).name}" + (", out of memory?" if code == -signal.SIGKILL else "")
-        return f"exit {code}{words}"
-
-    def _last_words(self) -> str:
-        """The last line that the child wrote to stderr: of a traceback, the error."""
-        assert self._complaints is not None
-        self._complaints.seek(max(0, self._complaints.seek(0, os.SEEK_END) - 4096))
-        lines = self._complaints.read().decode(errors="replace").split("\n")
-        written = [line.strip() for line in lines if line.strip()]
-        return f": {written[-1][:300]}" if written else ""
+        return how_it_ended(code) + (words if code >= 0 else "")
 
 
-def _environment() -> dict[str, str]:
-    """The child's environment: no thread pools beside the one that is asked for, no telemetry."""
-    quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CI": "true"}
-    return {**os.environ, **quiet}
+def _death(answer: str) -> str:
+    """How the worker ended, where that is what the far end's last line says."""
+    with contextlib.suppress(ValueError):
+        said = json.loads(answer)
+        return str(said["died"])[:80] if isinstance(said, dict) and "died" in said else ""
+    return ""
 
 
 def _are_times(samples: Any, runs: int, least: float = 1e-9) -> bool:

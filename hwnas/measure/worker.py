@@ -6,7 +6,7 @@ Run as ``python -m hwnas.measure.worker``. It imports no torch. Requests carry `
 =========  ==============================================  =====================================
 do         with                                            answers
 =========  ==============================================  =====================================
-open       runtime, options                                describe: what a table is bound to
+open       runtime, options, lock (a device, or none)      describe: what a table is bound to
 load       name, role, min_run_ms; payload: the model      repeats
 time       name, runs                                      samples_ms; state: of the device
 kernels    name, runs                                      kernels: node, kind, shapes and samples_ms of each
@@ -17,7 +17,9 @@ unload     name
 Roles are operator, network and kernels.
 
 An answer is ``{"ok": true, …}`` or ``{"ok": false, "error": "…"}``; that to ``open`` has ``fix`` too, a command, where
-the runtime is not installed. The process ends when its input does, even while a
+the runtime is not installed, and ``busy`` where another process holds the lock. Far from the one who asks
+(``--far``), ``{"got": true}`` comes before each answer: from there on a time is the model's, not the wire's. An option
+``threads`` of 0 is all cores. The process ends when its input does, even while a
 model that hangs is being run, so that it never outlives the one who asked.
 """
 
@@ -52,6 +54,7 @@ class Worker:
         self.runtime: Runtime | None = None
         self.sessions: dict[str, Session] = {}
         self.clocks: dict[str, KernelClock] = {}
+        self.lock: object | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """The answer to one request; a failure of the runtime is an answer too."""
@@ -61,12 +64,32 @@ class Worker:
             return {"ok": False, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
 
     def do_open(self, request: dict[str, Any]) -> dict[str, Any]:
-        name = request["runtime"]
+        name, options = request["runtime"], dict(request["options"])
+        if request.get("lock") and not self._hold(request["lock"]):
+            return {"ok": False, "busy": True, "error": f"another hwnas process is measuring on {request['lock']}"}
+        options["threads"] = options["threads"] or len(os.sched_getaffinity(0))
+        if name not in RUNTIMES:
+            return {"ok": False, "error": f"the hwnas there knows no runtime {name}", "fix": "pip install -U hwnas"}
         try:
-            self.runtime = RUNTIMES[name](request["options"])
+            self.runtime = RUNTIMES[name](options)
         except ImportError as error:
             return {"ok": False, **_missing(name, error)}
         return {"describe": self.runtime.describe()}
+
+    def _hold(self, device: str) -> bool:
+        """Takes the device's lock, which ends with this process; False where another has it."""
+        from filelock import Timeout
+
+        from hwnas.measure.lock import lock_of
+
+        if self.lock is None:
+            lock = lock_of(device)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                return False
+            self.lock = lock
+        return True
 
     def do_load(self, request: dict[str, Any]) -> dict[str, Any]:
         if self.runtime is None:
@@ -115,20 +138,23 @@ def _missing(name: str, error: ImportError) -> dict[str, str]:
     from hwnas.measure.runtimes.cuda import DRIVER, NO_DRIVER, OLD_DRIVER, NoGpu
 
     if not isinstance(error, NoGpu):
-        return {"error": f"{name} cannot be imported here ({error})", "fix": INSTALL[name]}
+        return {"error": f"{name} cannot be used here ({error})", "fix": INSTALL[name]}
     driver = str(error).startswith((NO_DRIVER, OLD_DRIVER))
     package = [] if importlib.util.find_spec(name) else [INSTALL[name]]
     return {"error": f"{name} cannot be used here ({error})", "fix": " && ".join([DRIVER] * driver + package)}
 
 
-def serve(requests: IO[bytes], answers: IO[str]) -> None:
-    """Answers until the requests end."""
+def serve(requests: IO[bytes], answers: IO[str], *, far: bool = False) -> None:
+    """Answers until the requests end; says of each that all of it has arrived where the one who asks is far."""
     worker = Worker()
     try:
         for line in requests:
             request = json.loads(line)
             if "payload" in request:
                 request["payload"] = _exactly(requests, int(request["payload"]))
+            if far:
+                answers.write('{"got": true}\n')
+                answers.flush()
             answers.write(json.dumps(worker.answer(request)) + "\n")
             answers.flush()
     finally:
@@ -144,7 +170,8 @@ def _exactly(requests: IO[bytes], count: int) -> bytes:
 
 def _end_with_the_input() -> None:
     closed = select.poll()
-    closed.register(sys.stdin.fileno(), 0)  # that the other end is closed is always reported
+    # that the other end is closed is always reported; of a socket (sshd's), that it will send no more only if asked for
+    closed.register(sys.stdin.fileno(), select.POLLRDHUP if hasattr(select, "POLLRDHUP") else 0)
     closed.poll()
     time.sleep(GRACE_S)  # for what was asked before
     os._exit(1)
@@ -157,7 +184,7 @@ def main() -> None:
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         threading.Thread(target=_end_with_the_input, daemon=True).start()
-        serve(sys.stdin.buffer, answers)
+        serve(sys.stdin.buffer, answers, far="--far" in sys.argv)
 
 
 if __name__ == "__main__":

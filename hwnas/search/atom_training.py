@@ -26,7 +26,7 @@ from hwnas.train.recipe import Atoms
 AHEAD = 0.03
 """Share of the training by which the controller looks ahead: importances fall for long before an atom is dead."""
 
-COURSE_ENDS = 0.85
+COURSE_ENDS = 0.75
 """The course to the budget ends at this share of the way to where the net is projected."""
 
 
@@ -190,7 +190,8 @@ class AtomTraining:
 
     def _control(self, done: int) -> None:
         decay = decay_at(self.ema.decay, self.ema.updates)
-        ahead = AHEAD * self.steps * (1 - decay)  # in lags of the average, whose distance tells how fast it falls
+        left = self.settings.land * self.steps - done  # what dies after the projection is of no use
+        ahead = min(AHEAD * self.steps, left) * (1 - decay)  # in lags of the average, whose distance tells how it falls
         averages = self._averages()
         expected: dict[Branch, int] = {}
         for ref, gamma in importances(self.net).items():
@@ -207,8 +208,12 @@ class AtomTraining:
             self._controller.update(progress + AHEAD, self._excess, self.settings.control_steps / self.steps)
 
     def _over(self, limit: Limit, widths: Widths) -> float:
-        """What a net costs above a limit, as a share of what the supernet does."""
-        margin = limit.cost.upper(self.space.full) / limit.cost.total(self.space.full)
+        """What a net costs above a limit, as a share of what the supernet does.
+
+        What its upper end is above its estimate (stairs that are not full among it) is taken from the net as it is.
+        """
+        now = self.widths
+        margin = limit.cost.upper(now) / max(1e-12, limit.cost.estimate(now))
         whole = limit.cost.upper(self.space.full) - limit.most
         return (margin * limit.cost.estimate(widths) - limit.most) / whole if whole > 0 else 0.0
 

@@ -320,6 +320,6 @@ def test_the_measuring_process_closes_what_is_unloaded_and_all_at_its_end(monkey
     assert runtime.closed
     again = CountedRuntime()
     monkeypatch.setattr("hwnas.measure.worker.RUNTIMES", {"counted": lambda _: again})
-    requests = [{"do": "open", "runtime": "counted", "options": {}}, {**loads["network"], "payload": 0}]
+    requests = [{"do": "open", "runtime": "counted", "options": {"threads": 1}}, {**loads["network"], "payload": 0}]
     serve(io.BytesIO(b"".join(json.dumps(one).encode() + b"\n" for one in requests)), io.StringIO())
     assert again.closed

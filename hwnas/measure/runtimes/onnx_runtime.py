@@ -1,7 +1,8 @@
-"""ONNX Runtime on the CPU: threads explicit, spinning off, inputs and outputs bound once.
+"""ONNX Runtime: threads explicit, spinning off, inputs and outputs bound once, on the CPU or with another provider.
 
 An operator is timed as it runs inside a network (`operator_graph`): what ONNX Runtime's own optimiser makes of it
-there, without the layout conversions at the borders that a network does not pay.
+there, without the layout conversions at the borders that a network does not pay. Of a provider that keeps its graph to
+itself it is the difference of two graphs (`operator_fan`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,65 +18,108 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from hwnas.measure.hardware import cpu_name
 from hwnas.measure.onnx_models import op_to_onnx
 from hwnas.measure.runtimes.base import KernelClock, Runtime, Session
 from hwnas.measure.runtimes.onnx_kernels import OrtKernelClock
+from hwnas.measure.runtimes.onnx_providers import PROVIDERS, Provider, options_of
+from hwnas.measure.runtimes.operator_fan import fan
 from hwnas.measure.runtimes.operator_graph import anchored, core_of
-from hwnas.measure.runtimes.timed import undisturbed_ms
+from hwnas.measure.runtimes.timed import DifferenceSession, undisturbed_ms
 from hwnas.ops import Op
 
 MAX_REPEATS = 64
-_PROVIDERS = ["CPUExecutionProvider"]
 _TYPES = {"tensor(float)": np.float32}
 
 
 class OnnxRuntime(Runtime):
-    """The CPU through ONNX Runtime's default provider."""
+    """A device through one of ONNX Runtime's providers.
 
-    def __init__(self, threads: int) -> None:
+    Args:
+        threads: of the CPU, inside an operator.
+        provider: which.
+        gpu: the number of the GPU, where the provider has one.
+
+    Raises:
+        ImportError: the provider is not installed, or does not work here; the message says why.
+    """
+
+    def __init__(self, threads: int, provider: Provider = PROVIDERS["onnxruntime"], gpu: int = 0) -> None:
         self.threads = threads
+        self._provider = provider
+        self._gpu = gpu
         ort.set_default_logger_severity(4)
         ort.disable_telemetry_events()
+        self._device = provider.find(gpu)
+        if provider.memory != "cpu":
+            try:
+                self.load_network(op_to_onnx(Op.conv((8, 8, 8), 8, kernel=3), blocked=())).time_ms(1)
+            except Exception as error:  # of many types; each means that it does not work here
+                why = provider.why_not() or " ".join(str(error).split())[:200]
+                raise ImportError(f"{provider.name} does not start: {why}") from None
 
     def describe(self) -> dict[str, str | int]:
         return {
-            "runtime": "onnxruntime",
+            "runtime": self._provider.runtime,
             "runtime_version": ort.__version__,
-            "device": cpu_name(),
+            "device": self._device,
             "cores": os.cpu_count() or 1,
             "threads": self.threads,
             "channel_block": self._channel_block(),
-            "kernels": 1,
+            "kernels": int(self._provider.kernels),
         }
 
     def _channel_block(self) -> int:
         """Channels in a block of the layout that its kernels prefer on this CPU; 0 where they have none."""
+        if self._provider.memory != "cpu":
+            return 0
         for channels in (8, 16):  # a convolution of fewer channels than a block reads the plain layout
             model = op_to_onnx(Op.conv((channels, 4, 4), 16, kernel=1), blocked=())
             if any(node.op_type == "ReorderInput" for node in self._optimised(onnx.load_from_string(model)).graph.node):
                 return channels
         return 0
 
-    def load_network(self, model: bytes) -> Session:
-        return OrtSession(ort.InferenceSession(model, self._options(optimise=True), providers=_PROVIDERS))
+    def load_network(self, model: bytes) -> OrtSession:
+        return self._bound(self._session(model, self._options(optimise=True)))
 
     def load_kernels(self, model: bytes) -> KernelClock:
+        if not self._provider.kernels:
+            return super().load_kernels(model)
         optimised = self._optimised(onnx.load_from_string(model)).SerializeToString()
         return OrtKernelClock(
-            optimised, lambda: self._options(optimise=False), lambda session: OrtSession(session).run_once
+            optimised, lambda: self._options(optimise=False), lambda session: self._bound(session).run_once
         )
 
     def load_operator(self, model: bytes, min_run_ms: float) -> Session:
+        open_ = self._core_opener(model) if self._provider.graph else self._fan_opener(model)
+        single = open_(1)
+        repeats = min(MAX_REPEATS, max(1, math.ceil(min_run_ms / max(1e-4, min(single.time_ms(5))))))
+        return single if repeats == 1 else open_(repeats)
+
+    def _core_opener(self, model: bytes) -> Callable[[int], Session]:
+        """What opens so many copies of what the optimiser made of the operator."""
         proto, ends = anchored(model)
         core = core_of(self._optimised(proto), ends, self._shapes)
-        single = self._open_core(core.model(1), 1)
-        repeats = min(MAX_REPEATS, max(1, math.ceil(min_run_ms / max(1e-4, min(single.time_ms(5))))))
-        return single if repeats == 1 else self._open_core(core.model(repeats), repeats)
 
-    def _open_core(self, model: onnx.ModelProto, repeats: int) -> OrtSession:
-        session = ort.InferenceSession(model.SerializeToString(), self._options(optimise=False), providers=_PROVIDERS)
-        return OrtSession(session, repeats)
+        def opened(repeats: int) -> Session:
+            built = core.model(repeats).SerializeToString()
+            return self._bound(self._session(built, self._options(optimise=False)), repeats)
+
+        return opened
+
+    def _fan_opener(self, model: bytes) -> Callable[[int], Session]:
+        """What opens so many copies of the operator between neighbours, and the neighbours alone."""
+
+        def opened(repeats: int) -> Session:
+            whole, rest = (self.load_network(fan(model, repeats, operator=present)) for present in (True, False))
+            return DifferenceSession(whole.run_once, rest.run_once, repeats)
+
+        return opened
+
+    def _session(self, model: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+        return self._provider.check(ort.InferenceSession(model, options, **options_of(self._provider, self._gpu)))
+
+    def _bound(self, session: ort.InferenceSession, repeats: int = 1) -> OrtSession:
+        return OrtSession(session, repeats, self._provider.memory, self._gpu)
 
     def _options(self, *, optimise: bool) -> ort.SessionOptions:
         options = ort.SessionOptions()
@@ -93,20 +138,23 @@ class OnnxRuntime(Runtime):
             path = Path(folder) / "optimised.onnx"
             options = self._options(optimise=True)
             options.optimized_model_filepath = str(path)
-            ort.InferenceSession(model.SerializeToString(), options, providers=_PROVIDERS)
+            self._session(model.SerializeToString(), options)
             return onnx.load(path)
 
     def _shapes(self, model: onnx.ModelProto) -> list[tuple[int, ...]]:
         """Shapes of the outputs of an already optimised model, found by running it."""
-        session = ort.InferenceSession(model.SerializeToString(), self._options(optimise=False), providers=_PROVIDERS)
+        session = self._session(model.SerializeToString(), self._options(optimise=False))
         feeds = {node.name: np.zeros(node.shape, np.float32) for node in session.get_inputs()}
         return [value.shape for value in session.run(None, feeds)]
 
 
 class OrtSession(Session):
-    """A session with its tensors bound, so that a run allocates and copies nothing."""
+    """A session with its tensors bound where the device has its memory, so that a run allocates and copies nothing.
 
-    def __init__(self, session: ort.InferenceSession, repeats: int = 1) -> None:
+    A run of a session waits for the device, a GPU too.
+    """
+
+    def __init__(self, session: ort.InferenceSession, repeats: int = 1, memory: str = "cpu", gpu: int = 0) -> None:
         self.repeats = repeats
         self._session = session
         self._binding = session.io_binding()
@@ -116,11 +164,11 @@ class OrtSession(Session):
             if node.type not in _TYPES:
                 raise ValueError(f"input {node.name} is {node.type}: only float32 models can be measured")
             values = rng.standard_normal([_static(size) for size in node.shape]).astype(np.float32)
-            tensor = ort.OrtValue.ortvalue_from_numpy(values)
+            tensor = ort.OrtValue.ortvalue_from_numpy(values, memory, gpu)
             self._tensors.append(tensor)
             self._binding.bind_ortvalue_input(node.name, tensor)
         for node in session.get_outputs():
-            self._binding.bind_output(node.name)
+            self._binding.bind_output(node.name, memory, gpu)
         session.run_with_iobinding(self._binding)
         # the first run found the shapes: from now on the outputs stay where they are
         for node, value in zip(session.get_outputs(), self._binding.get_outputs(), strict=True):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hwnas.measure.hardware import cpu_name
 from hwnas.measure.runtimes.base import Runtime, Session
 from hwnas.measure.runtimes.operator_fan import fan
-from hwnas.measure.runtimes.timed import undisturbed_ms
+from hwnas.measure.runtimes.timed import DifferenceSession, undisturbed_ms
 
 
 @contextmanager
@@ -39,12 +39,6 @@ with _no_telemetry():
 
 MAX_REPEATS = 32
 """Building a graph takes the longer the more copies it has; so many outweigh the clock by far."""
-
-REST_RUNS = 10
-"""Of what is subtracted, before anything is timed."""
-
-SHORTEST_MS = 1e-6
-"""What an operator takes at least that is lost in the noise of the difference."""
 
 
 class OpenVino(Runtime):
@@ -91,9 +85,9 @@ class OpenVino(Runtime):
         repeats = min(MAX_REPEATS, max(1, math.ceil(min_run_ms / max(1e-4, min(single.time_ms(5))))))
         return single if repeats == 1 else self._open_fan(model, repeats)
 
-    def _open_fan(self, model: bytes, copies: int) -> OperatorSession:
+    def _open_fan(self, model: bytes, copies: int) -> DifferenceSession:
         whole, rest = (self._compiled(fan(model, copies, operator=present)) for present in (True, False))
-        return OperatorSession(Bound(whole), Bound(rest), copies)
+        return DifferenceSession(Bound(whole), Bound(rest), copies)
 
     def _compiled(self, model: bytes) -> ov.CompiledModel:
         read = self._core.read_model(model)
@@ -137,24 +131,3 @@ class NetworkSession(Session):
         # by a request of its own: what is bound for timing stays bound
         outputs = self._model.create_infer_request().infer([np.ascontiguousarray(image, np.float32)])
         return np.array(outputs[0], dtype=np.float32)
-
-
-class OperatorSession(Session):
-    """A fan and what is left of it without the operator: a duration is the difference.
-
-    The shortest that the rest ever took is subtracted: with one that was disturbed, a duration would be too short, and
-    the shortest ones are what an estimate is made of.
-    """
-
-    def __init__(self, whole: Bound, rest: Bound, copies: int) -> None:
-        self.repeats = copies
-        self._whole = whole
-        self._rest = rest
-        self._rest_ms = min(undisturbed_ms(rest, REST_RUNS))
-
-    def time_ms(self, runs: int) -> list[float]:
-        self._rest_ms = min(self._rest_ms, *undisturbed_ms(self._rest, runs))
-        return [max(SHORTEST_MS, duration - self._rest_ms) for duration in undisturbed_ms(self._whole, runs)]
-
-    def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        raise NotImplementedError("an operator is timed only")

@@ -6,8 +6,19 @@ import resource
 import time
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.measure.runtimes.base import Session
+
 ATTEMPTS = 2
 """A run during which the kernel gave the core to other work says nothing of the device: it is tried again so often."""
+
+REST_RUNS = 10
+"""Of what is subtracted, before anything is timed."""
+
+SHORTEST_MS = 1e-6
+"""What an operator takes at least that is lost in the noise of the difference."""
 
 
 def undisturbed_ms(run: Callable[[], object], runs: int) -> list[float]:
@@ -30,3 +41,24 @@ def undisturbed_ms(run: Callable[[], object], runs: int) -> list[float]:
         if len(undisturbed) == runs:
             break
     return undisturbed + sorted(disturbed)[: runs - len(undisturbed)]
+
+
+class DifferenceSession(Session):
+    """A graph with copies of an operator and what is left of it without them: a duration is the difference.
+
+    The shortest that the rest ever took is subtracted: with one that was disturbed, a duration would be too short, and
+    the shortest ones are what an estimate is made of.
+    """
+
+    def __init__(self, whole: Callable[[], object], rest: Callable[[], object], copies: int) -> None:
+        self.repeats = copies
+        self._whole = whole
+        self._rest = rest
+        self._rest_ms = min(undisturbed_ms(rest, REST_RUNS))
+
+    def time_ms(self, runs: int) -> list[float]:
+        self._rest_ms = min(self._rest_ms, *undisturbed_ms(self._rest, runs))
+        return [max(SHORTEST_MS, duration - self._rest_ms) for duration in undisturbed_ms(self._whole, runs)]
+
+    def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        raise NotImplementedError("an operator is timed only")
