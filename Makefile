@@ -16,6 +16,13 @@ BUDGET := 60%
 # Where the published tables lie that lut/ is made from (lut/README.md says where they come from).
 V100 := ../shared/data
 
+# Engines are built in the tests wherever there are wheels of TensorRT for RTX: large ones, so that the quickstart leaves
+# them out. Where they cannot be had, the tests that need them are skipped and say so.
+TENSORRT := $(VENV)/.tensorrt
+
+# Types of TensorRT, from the module that is installed: its wheels have none, and those of PyPI's tensorrt-stubs are broken.
+STUBS := build/stubs/tensorrt_rtx/__init__.pyi
+
 .PHONY: help quickstart test lint bench clean dataset sshd shipped-tables
 
 help:
@@ -43,6 +50,11 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
 
+$(TENSORRT): $(READY)
+	@echo "Installing tensorrt-rtx into $(VENV) (the first time this downloads about 250 MB)"; \
+	if $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[tensorrt-rtx]"; then touch $@; \
+	else echo "tensorrt-rtx cannot be installed here: what needs it is skipped"; fi
+
 # Fashion-MNIST from Debian's package where that is possible; otherwise the first search downloads it through torchvision.
 dataset:
 	@if [ ! -d /usr/share/datasets/fashion-mnist ] && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
@@ -57,7 +69,13 @@ quickstart: $(READY) dataset
 	$(BIN)/hwnas search --method spos --space proxyless-tiny --data fashion-mnist --device cpu --latency $(BUDGET) --recipe quickstart --out $(RUN)
 	$(BIN)/hwnas verify $(RUN) --device cpu
 
-lint: $(READY)
+$(STUBS): $(READY) $(TENSORRT)
+	@if $(BIN)/python -c 'import tensorrt_rtx' 2>/dev/null; then \
+		$(BIN)/python -c 'from mypy.stubgen import main; main()' --quiet -p tensorrt_rtx -p tensorrt_rtx_bindings -o build/stubs; \
+		sed -i -E '/= \.\.\., [a-z_]+: [^=(),]*\) ->/d' build/stubs/tensorrt_rtx_bindings/tensorrt_rtx.pyi; \
+	else echo "tensorrt-rtx is not installed here: what is used of TensorRT is not type-checked"; fi
+
+lint: $(READY) $(STUBS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

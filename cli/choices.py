@@ -40,8 +40,8 @@ def device_options(function: Function) -> Function:
     decorators = (
         option("--device", metavar="DEVICE", help="A profile's name or path, or ssh://HOST/PROFILE  [default: cpu]"),
         option("--batch", type=click.IntRange(1), metavar="N", help="Images in one run  [default: the profile's]"),
-        option("--precision", metavar="NAME", help="fp32 (the only one in this version)"),
-        option("--runtime", metavar="NAME", help="As in 'hwnas devices': openvino, …  [default: the profile's]"),
+        option("--precision", metavar="NAME", help="fp32; with TensorRT fp16 or int8 too  [default: the profile's]"),
+        option("--runtime", metavar="NAME", help="As in 'hwnas devices': tensorrt, …  [default: the profile's]"),
         option("--threads", type=click.IntRange(0), metavar="N", help="0 is all cores  [default: the profile's]"),
     )
     for decorator in reversed(decorators):
@@ -102,6 +102,7 @@ def chosen_table(
     from hwnas.latency.shipped import table_file
     from hwnas.latency.slots import SpaceKernels
     from hwnas.latency.table import LatencyTable, list_tables
+    from hwnas.measure.hardware import device_name
     from hwnas.spaces import AtomSpace
 
     if lut is not None:
@@ -119,6 +120,8 @@ def chosen_table(
                 if not {op.key for op in wanted} <= set(table.names("operator")):
                     continue
         terminal.default("--lut", info.path, "the newest that fits")
+        if profile is not None and not profile.host and device_name(profile.device) is None:
+            terminal.note(f"there is no such device here: latencies are those of {info.header['device']}")
         return info.path
     return None
 
@@ -148,15 +151,16 @@ def the_table(terminal: Terminal, table: Path | None, lut: Path | None) -> Path:
 
 
 def _fits(header: Mapping[str, Any], profile: DeviceProfile, given: Mapping[str, Any]) -> bool:
-    from hwnas.measure.hardware import cpu_name
+    from hwnas.measure.hardware import device_name
 
     wanted = {key: value for key, value in given.items() if value is not None}
     if "threads" in wanted:  # a table says how many there were, never 0 for all cores
         wanted["threads"] = profile.override(threads=wanted["threads"]).thread_count
     mine = header["profile"]["name"] == profile.name and header["runtime"] == profile.runtime
-    there = header["profile"].get("host", "") == profile.host
-    # what is elsewhere is known by its host, a GPU by its profile; measuring there compares the device itself
-    mine = mine and there and (not profile.on_this_cpu or header["device"] == cpu_name())
+    mine = mine and header["profile"].get("host", "") == profile.host
+    if not profile.host:  # what is elsewhere is known by its host; measuring there compares the device itself
+        # where there is no such device, as with a GPU's table on a laptop, whatever it was measured on is meant
+        mine = mine and device_name(profile.device) in (None, header["device"])
     return mine and all(header[key] == value for key, value in wanted.items())
 
 
@@ -168,24 +172,26 @@ def named_table(terminal: Terminal, lut: Path, device: str | None) -> Path:
     Raises:
         HwnasError: `device` was named too, and the table is of another one or of another runtime.
     """
-    from hwnas.devices import find_profile
+    from hwnas.devices import GPU_RUNTIMES, find_profile
     from hwnas.latency.shipped import table_file
     from hwnas.latency.table import LatencyTable
-    from hwnas.measure.hardware import cpu_name
+    from hwnas.measure.hardware import device_name
 
     lut = table_file(lut)
-    here = cpu_name()
     profile = find_profile(device) if device is not None else None  # a misspelt one is an error with a table too
     if lut.exists():
         with LatencyTable.open(lut) as table:
             measured, runtime = table.header["device"], table.header["runtime"]
-        if measured != here and device is not None and (profile is None or profile.on_this_cpu):
+        here = device_name(profile.device if profile else "cuda" if runtime in GPU_RUNTIMES else "cpu")
+        elsewhere = profile is not None and profile.host
+        if here is not None and measured != here and device is not None and not elsewhere:
             raise HwnasError(f"{lut} was measured on {measured}, --device {device} is {here}: leave one of them out")
         if profile is not None and runtime != profile.runtime:
             raise HwnasError(f"{lut} was measured with {runtime}, --device {device} is {profile.runtime}: "
                              "leave one of them out")  # fmt: skip
         if measured != here:
-            terminal.note(f"latencies are those of {measured}, where {lut} was measured; this machine is {here}")
+            terminal.note(f"latencies are those of {measured}, where {lut} was measured; this machine "
+                          f"{'is ' + here if here else 'has no such device'}")  # fmt: skip
     return lut
 
 

@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hwnas.errors import HwnasError
+from hwnas.errors import ClaimError
 
 from .choices import device_profile
 from .options import Command, common, option
 from .terminal import Terminal, milliseconds
 
+if TYPE_CHECKING:
+    from hwnas.selftest import SelfTest
+
 
 @click.command("devices", cls=Command)
-@option("--self-test", metavar="DEVICE", help="Measure one small network on DEVICE.")
+@option("--self-test", metavar="DEVICE", help="Build, run, profile, predict and verify a small space on DEVICE.")
 @click.argument("host", required=False, metavar="[ssh://HOST]")
 @common
 @click.pass_obj
 def command(terminal: Terminal, self_test: str | None, host: str | None) -> None:
-    """List the devices that can be used here, each with why not where it cannot.
+    """List the devices that can be used here, each with why not where it cannot, and what mends it.
+
+    The self-test builds a network, compares its outputs with ONNX Runtime's, profiles a small space, predicts and
+    verifies; the exit code is 3 where something does not hold.
 
     \b
     Example:
       hwnas devices
       hwnas devices --self-test cpu
+      hwnas devices --self-test cuda
       hwnas devices ssh://jetson
     """
+    if self_test is not None:
+        _self_test(terminal, self_test)
+        return
     from hwnas.devices import available_runtimes
 
-    found: list[dict[str, Any]] = [asdict(status) for status in ([] if self_test else available_runtimes(host or ""))]
-    if self_test is not None:
-        found = [_self_test(terminal, self_test, found)]
+    found: list[dict[str, Any]] = [asdict(status) for status in available_runtimes(host or "")]
     if terminal.json:
         terminal.document(found)
         return
@@ -43,32 +51,41 @@ def command(terminal: Terminal, self_test: str | None, host: str | None) -> None
         fix = f"; install it with: {entry['fix']}" if entry["fix"] else ""
         table.add_row(entry["name"], entry["runtime"], "yes" if entry["available"] else "no", entry["reason"] + fix)
     terminal.table(table)
-    if self_test is not None:
-        terminal.table(f"self-test passed: the reference network took {milliseconds(found[0]['reference_ms'])} ms")
 
 
-def _self_test(terminal: Terminal, device: str, known: list[dict[str, Any]]) -> dict[str, Any]:
-    """The device's entry with what a small network took in its own measuring process.
+def _self_test(terminal: Terminal, device: str) -> None:
+    """Tests the device and prints the verdict.
 
     Raises:
-        HwnasError: the device cannot measure; it says why.
+        HwnasError: the device cannot be used; it says why.
+        ClaimError: it can, but something does not hold.
     """
-    from hwnas.latency.plan import reference_network
-    from hwnas.measure.lock import device_lock
-    from hwnas.measure.onnx_models import network_to_onnx
-    from hwnas.measure.process import MeasurementError, MeasuringProcess, Subject
+    from hwnas.selftest import TOLERANCE, self_test
 
     profile = device_profile(terminal, device)
-    model = network_to_onnx(reference_network(), batch_size=profile.batch_size)
-    progress = terminal.progress()
-    subject = Subject("reference", "network", lambda: model)
-    with device_lock(profile.lock_name, progress), MeasuringProcess(profile, progress=progress) as process:
-        try:
-            _, samples_ms = process.time_ms(subject, 20)
-        except MeasurementError as error:
-            raise HwnasError(f"{device} cannot measure the reference network: {error}") from None
-        runtime = f"{process.describe['runtime']} {process.describe['runtime_version']}"
-        reason = f"{runtime}, {process.describe['device']}, {process.describe['cores']} cores"
-    status = next((entry for entry in known if entry["name"] == profile.name), {"fix": ""})
-    entry = {"name": profile.address, "runtime": profile.runtime, "available": True, "reason": reason}
-    return {**status, **entry, "reference_ms": min(samples_ms)}
+    done = self_test(profile, terminal.progress())
+    if terminal.json:
+        reason = f"{done.runtime}, {done.device}, {done.cores} cores"
+        entry = {"name": profile.address, "runtime": profile.runtime, "available": True, "reason": reason, "fix": ""}
+        terminal.document([done.to_json() | entry])
+    else:
+        from rich.table import Table
+
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_row("device", f"{done.device}, {done.runtime}, {profile.precision}, batch {profile.batch_size}")
+        table.add_row("reference network", f"{milliseconds(done.reference_ms)} ms")
+        allowed = TOLERANCE[profile.precision]
+        table.add_row("outputs", f"differ from ONNX Runtime's by {done.output_rel_diff:.1g} (at most {allowed:g})")
+        table.add_row("profile", f"{done.entries} operators, {done.failed} failed")
+        table.add_row("predicted", f"{_predicted(done)}, measured {milliseconds(done.measured_ms)} ms")
+        terminal.table(table)
+    if not done.passed:
+        raise ClaimError(f"{profile.address} does not pass the self-test: {'; '.join(done.problems)}")
+    if not terminal.json:
+        terminal.table(f"self-test passed in {done.seconds:.0f} s: {profile.address} can be profiled and searched for")
+
+
+def _predicted(done: SelfTest) -> str:
+    if done.predicted_ms is None or done.low_ms is None or done.high_ms is None:
+        return "nothing"
+    return f"{milliseconds(done.predicted_ms)} ms ({milliseconds(done.low_ms)} to {milliseconds(done.high_ms)})"

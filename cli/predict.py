@@ -142,6 +142,7 @@ def _document(text: str, ops: Sequence[Op]) -> dict[str, Any]:
         "calibrated": None,
         "missing": [],
         "unknown": [],
+        "terms": {},
         "ops": sorted(found, key=lambda entry: -int(str(entry["macs"]))),
     }
 
@@ -168,6 +169,7 @@ def _latency(prediction: Prediction, network: Network) -> dict[str, Any]:
         "guessed": prediction.guessed or None,
         "calibrated": prediction.calibrated,
         "missing": [name for name in prediction.missing if name not in network.unknown],
+        "terms": dict(prediction.terms),
         "ops": ops,
     }
 
@@ -180,6 +182,9 @@ def _show(terminal: Terminal, document: dict[str, Any], limit: int) -> None:
     if document["latency_ms"] is not None:
         interval = milliseconds(document["low_ms"], document["high_ms"])
         head.add_row("latency", f"{milliseconds(document['latency_ms'])} ms ({interval})")
+    if document["terms"]:
+        parts = ", ".join(f"{milliseconds(value)} ms {kind}" for kind, value in document["terms"].items())
+        head.add_row("of these", f"{parts}, which are no operator's")
     if document["coverage"] is not None:
         head.add_row("coverage", _coverage(document))
     head.add_row("MACs", f"{document['macs']:,} (papers: FLOPs)")

@@ -58,6 +58,7 @@ def command(
     Example:
       hwnas profile --device cpu
       hwnas profile --device cpu --space proxyless --threads 1 --lut p.lut
+      hwnas profile --device cuda --space proxyless
       hwnas profile --model net.onnx --batch 8
       hwnas profile --model net.onnx --space none
 

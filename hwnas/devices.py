@@ -17,8 +17,10 @@ from hwnas.measure.ssh import HOST, split_address
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+ENGINE_RUNTIMES = ("tensorrt", "tensorrt_rtx")
+"""Runtimes that build engines, in any precision."""
 
-GPU_RUNTIMES = ("onnxruntime-cuda", "onnxruntime-tensorrt")
+GPU_RUNTIMES = ("onnxruntime-cuda", "onnxruntime-tensorrt", *ENGINE_RUNTIMES)
 """Runtimes that need a GPU."""
 
 
@@ -35,12 +37,24 @@ class Timing(BaseModel):
     timeout_s: float = Field(default=60.0, gt=0, le=3_600)
 
 
+class Builder(BaseModel):
+    """How TensorRT builds engines (`hwnas.measure.runtimes.tensorrt_build.BuildOptions`)."""
+
+    model_config = _STRICT
+
+    workspace_mib: int = Field(default=2048, ge=1, le=1 << 20)
+    optimisation_level: int = Field(default=3, ge=0, le=5)
+    tf32: bool = False
+
+
 class DeviceProfile(BaseModel):
     """A device, the runtime that deploys on it, and how it is timed. Bound into every table made with it.
 
     Attributes:
         threads: intra-operator threads; 0 means all cores (`thread_count` resolves it).
         batch_size: images in one run; a latency is always that of a whole batch.
+        retired: why no runtime serves the device any more; empty where one does.
+        note: how it is used, shown where it cannot be measured.
         host: where it is, as ``ssh://[USER@]HOST[:PORT]``; empty is this machine.
         python: the Python there; never stored in a table, which may come from a stranger.
     """
@@ -50,12 +64,15 @@ class DeviceProfile(BaseModel):
     format: Literal[1] = 1
     name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
     description: str = ""
-    runtime: Literal["onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino"]
+    runtime: Literal["onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt", "tensorrt_rtx"]
     device: str = Field(pattern=r"^(cpu|cuda(:\d{1,3})?)$")
-    precision: Literal["fp32"] = "fp32"
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
     batch_size: int = Field(default=1, ge=1, le=4096)
     threads: int = Field(default=1, ge=0, le=1024)
     timing: Timing = Timing()
+    builder: Builder = Builder()
+    retired: str = ""
+    note: str = ""
     host: str = Field(default="", max_length=300, pattern=HOST)
     python: str = Field(default="", max_length=500, pattern=r"^[^\x00-\x1f]*$")
 
@@ -86,6 +103,8 @@ class DeviceProfile(BaseModel):
         options: dict[str, Any] = {"threads": self.thread_count}
         if self.device != "cpu":
             options["gpu"] = int(self.device.partition(":")[2] or 0)
+        if self.runtime in ENGINE_RUNTIMES:
+            options |= {"precision": self.precision, "builder": self.builder.model_dump()}
         return options
 
     def override(self, **changes: Any) -> DeviceProfile:
@@ -111,6 +130,8 @@ def _validate(data: dict[str, Any], origin: str, error_type: type[HwnasError]) -
         raise error_type(f"{origin}: the runtime {profile.runtime} needs an NVIDIA GPU (--device cuda), not the cpu")
     if not on_gpu and profile.device != "cpu":
         raise error_type(f"{origin}: the runtime {profile.runtime} runs on the cpu, not on {profile.device}")
+    if profile.precision != "fp32" and profile.runtime not in ENGINE_RUNTIMES:
+        raise error_type(f"{origin}: the precision {profile.precision} needs TensorRT; {profile.runtime} has fp32")
     if profile.timing.min_passes > profile.timing.max_passes:
         raise error_type(f"{origin}: timing.min_passes is above timing.max_passes")
     return profile
@@ -120,7 +141,8 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     where = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        fields = Timing.model_fields if len(problem["loc"]) > 1 else DeviceProfile.model_fields
+        inner: dict[str, type[BaseModel]] = {"timing": Timing, "builder": Builder}
+        fields = (inner[str(problem["loc"][0])] if len(problem["loc"]) > 1 else DeviceProfile).model_fields
         near = difflib.get_close_matches(str(problem["loc"][-1]), list(fields), n=1)
         return f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(fields)}")
     if problem["type"] == "missing":
@@ -163,6 +185,9 @@ def find_profile(text: str) -> DeviceProfile:
     profiles = {profile.name: profile for profile in list_profiles()}
     if text in profiles:
         return profiles[text]
+    name, _, number = text.partition(":")
+    if number.isdigit() and name in profiles and profiles[name].device == "cuda":
+        return profiles[name].override(device=f"cuda:{number}")
     near = difflib.get_close_matches(text, profiles, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise UsageError(f"no device profile {text!r}{hint} (known: {', '.join(profiles)}; or the path of a .toml file)")
@@ -194,7 +219,8 @@ def available_runtimes(host: str = "") -> list[RuntimeStatus]:
             with MeasuringProcess(profile) as process:
                 says = process.describe
         except RuntimeMissing as error:
-            found.append(RuntimeStatus(profile.name, profile.runtime, False, error.reason, error.fix))
+            reason = f"{error.reason}; {profile.note}" if profile.note else error.reason
+            found.append(RuntimeStatus(profile.name, profile.runtime, False, reason, error.fix))
             continue
         reason = f"{says['runtime']} {says['runtime_version']}, {says['device']}, {says['cores']} cores"
         found.append(RuntimeStatus(profile.name, profile.runtime, True, reason, ""))
@@ -220,6 +246,6 @@ def with_runtime(profile: DeviceProfile, runtime: str) -> DeviceProfile:
     shipped = list_profiles()
     if profile.override(host="", python="") in shipped:
         for known in shipped:
-            if (known.device, known.runtime) == (profile.device, runtime):
+            if (known.device, known.runtime, known.precision) == (profile.device, runtime, profile.precision):
                 return known.override(host=profile.host, python=profile.python)
     return profile.override(runtime=runtime, name=f"{profile.name}-{runtime}")

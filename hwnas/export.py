@@ -66,10 +66,7 @@ def export_onnx(module: nn.Module, input_shape: Shape, path: Path, *, batch_size
         raise HwnasError(f"{name} is larger than an ONNX file can be (2 GiB)")
     _pool_globally(model)
     onnx.checker.check_model(model, full_check=True)
-    try:
-        _write(path, model.SerializeToString())
-    except OSError as error:
-        raise HwnasError(f"{path} cannot be written: {error.strerror or error}") from None
+    write_whole(path, model.SerializeToString())
 
 
 def parity(module: nn.Module, onnx_path: Path, images: NDArray[np.float32], *, threads: int = 1) -> Parity:
@@ -235,8 +232,19 @@ def _in_eval(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes the file whole or not at all; its folders are made.
+
+    Raises:
+        HwnasError: it cannot be written.
+    """
+    try:
+        _write(path, data)
+    except OSError as error:
+        raise HwnasError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
 def _write(path: Path, data: bytes) -> None:
-    """Writes the file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import importlib.util
 import os
 import tomllib
 from pathlib import Path
@@ -11,9 +12,20 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from hwnas.devices import DeviceProfile, Timing, available_runtimes, find_profile, list_profiles, with_runtime
-from hwnas.errors import HwnasError, UsageError
+from hwnas.devices import (
+    ENGINE_RUNTIMES,
+    DeviceProfile,
+    Timing,
+    available_runtimes,
+    find_profile,
+    list_profiles,
+    with_runtime,
+)
+from hwnas.errors import HwnasError, RuntimeMissing, UsageError
+from hwnas.measure.process import MeasuringProcess
 from hwnas.measure.runtimes import RUNTIMES
+from hwnas.measure.runtimes.cuda import driver_is_here
+from hwnas.measure.runtimes.tensorrt_build import BuildOptions
 
 GOOD = """
 format = 1
@@ -63,7 +75,10 @@ def test_every_file_that_ships_is_named_as_it_is_called_and_hides_nothing() -> N
         if entry.name.endswith(".toml"):
             data = tomllib.loads(entry.read_text(encoding="utf-8"))
             assert data["name"] + ".toml" == entry.name
-            assert set(data) == set(DeviceProfile.model_fields) - {"host", "python"}  # where the user's device is
+            special = {"retired", "note", "host", "python"}  # where the user's device is, and what only some have
+            special |= set() if data["runtime"] in ENGINE_RUNTIMES else {"builder"}
+            assert set(DeviceProfile.model_fields) - special <= set(data) <= set(DeviceProfile.model_fields)
+            assert not {"host", "python"} & set(data)
             assert set(data["timing"]) == set(Timing.model_fields)
 
 
@@ -129,7 +144,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("text", ["cpuu", "CPU", "toaster", "", "cuda:1"])
+@pytest.mark.parametrize("text", ["cpuu", "CPU", "toaster", "", "cuda:x"])
 def test_no_such_profile(text: str) -> None:
     with pytest.raises(UsageError, match=r"known: .*cpu") as caught:
         find_profile(text)
@@ -188,7 +203,7 @@ def test_another_runtime_for_a_profile_of_your_own_keeps_what_it_says(tmp_path: 
     assert (changed.runtime, changed.name) == ("openvino", "mine-openvino")
     assert changed.model_copy(update={"runtime": mine.runtime, "name": mine.name}) == mine
     assert with_runtime(mine, mine.runtime) is mine
-    with pytest.raises(UsageError, match=r"'onnxruntime', .* or 'openvino', not 'abacus'"):
+    with pytest.raises(UsageError, match=r"'onnxruntime', .* or 'tensorrt_rtx', not 'abacus'"):
         with_runtime(mine, "abacus")
 
 
@@ -203,3 +218,35 @@ def test_what_cannot_be_measured_is_named_and_mended_by_an_install_line(
     assert "libopenvino.so: no such file" in found["openvino"].reason
     assert found["openvino"].fix == "pip install 'hwnas[openvino]'"
     assert found["cpu"].available
+
+
+GPU_PROFILES = ("cuda", "cuda-fp16", "cuda-int8", "rtx", "jetson-orin", "titan-xp")
+
+
+def test_gpu_profiles_are_of_32_images_and_say_what_the_runtime_needs() -> None:
+    for name in GPU_PROFILES:
+        profile = find_profile(name)
+        assert profile.batch_size == 32
+        options = profile.override(device="cuda:1").runtime_options()
+        assert (options["gpu"], options["precision"]) == (1, profile.precision)
+        assert BuildOptions(**options["builder"]).workspace_mib == 2048
+    assert find_profile("cuda:1") == find_profile("cuda").override(device="cuda:1")
+    assert "builder" not in find_profile("cpu").runtime_options()
+
+
+@pytest.mark.parametrize("name", GPU_PROFILES)
+def test_without_a_gpu_each_says_why_not(name: str) -> None:
+    if driver_is_here() and name != "titan-xp":
+        pytest.skip("there is a GPU")
+    with pytest.raises(RuntimeMissing) as caught, MeasuringProcess(find_profile(name)):
+        pass
+    assert "\n" not in str(caught.value)
+    if name == "titan-xp":
+        assert "no supported TensorRT runs on a Titan Xp" in caught.value.reason
+    else:
+        assert "no NVIDIA driver" in caught.value.reason
+        assert "--device cpu" in caught.value.reason
+        assert caught.value.fix.startswith("apt-get install nvidia-driver")
+        # what is installed already is not to be installed again
+        missing = importlib.util.find_spec(find_profile(name).runtime) is None
+        assert ("pip install 'hwnas[tensorrt" in caught.value.fix) == missing

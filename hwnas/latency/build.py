@@ -33,6 +33,7 @@ from hwnas.latency.table import LatencyTable
 from hwnas.measure.lock import device_lock
 from hwnas.measure.passes import Entry, measure_in_passes
 from hwnas.measure.process import MeasuringProcess
+from hwnas.measure.runtimes.base import DISTURBED
 from hwnas.network import Network
 from hwnas.ops import Op
 from hwnas.progress import Progress
@@ -151,6 +152,11 @@ def measure_again(
     return _measure(profile, path, lambda _, __: Plan(tuple(ops), covers, networks), progress, (), least_s)
 
 
+def cache_folder(path: Path) -> Path:
+    """Where a runtime keeps what it builds for the table at `path`: beside it."""
+    return path.with_name(f"{path.name}.cache")
+
+
 def _measure(
     profile: DeviceProfile,
     path: Path,
@@ -162,7 +168,7 @@ def _measure(
     started = time.monotonic()
     with (
         device_lock(profile.lock_name, progress),
-        MeasuringProcess(profile, progress=progress) as process,
+        MeasuringProcess(profile, progress=progress, cache=cache_folder(path)) as process,
         LatencyTable.open_or_create(path, profile, process.describe) as table,
     ):
         lower = lowering(process.describe)
@@ -241,6 +247,7 @@ def _run_passes(
     }
     steps = {key: lower.steps(network) for key, network in _networks_of(table, entries).items()}
     surprises: dict[str, None] = {}
+    disturbed = 0
     with progress.start(sum(due.values()), "visits") as task:
         for visit in measure_in_passes(process, list(entries.values()), seed=session, least_s=least_s):
             role, name = names[id(visit.entry)]
@@ -253,9 +260,12 @@ def _run_passes(
             if role == "cover":
                 timed = assign(steps[name], visit.kernels)
                 surprises.update(dict.fromkeys(timed.unexpected))
-                table.add_kernels(session, name, visit.number, visit.samples_ms, timed.samples_ms, timed.launches)
+                table.add_kernels(
+                    session, name, visit.number, visit.samples_ms, timed.samples_ms | timed.terms_ms, timed.launches
+                )
             else:
-                table.add_visit(session, role, name, visit.number, visit.entry.repeats, visit.samples_ms)
+                table.add_visit(session, role, name, visit.number, visit.entry.repeats, visit.samples_ms, visit.state)
+                disturbed += bool(visit.state.get(DISTURBED))
             if role == "reference":
                 reference += visit.samples_ms
             elif due[role, name] > 0:
@@ -266,6 +276,9 @@ def _run_passes(
     if surprises:
         progress.note(f"{len(surprises)} operators run otherwise than assumed, such as {next(iter(surprises))}: "
                       "they are timed alone")  # fmt: skip
+    if disturbed:
+        progress.note(f"{disturbed} visits were made while the device was slowed, pauses and repetitions "
+                      "notwithstanding: cool it, or give it more power")  # fmt: skip
     low, middle = np.quantile(reference or [1.0], [0.02, 0.5])
     if middle / low - 1 > NOISY:
         progress.note(

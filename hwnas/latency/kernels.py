@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.latency.lowering import Step
+from hwnas.latency.terms import LAYERS
 from hwnas.measure.onnx_models import node_prefix
-from hwnas.measure.runtimes.base import KernelTime
+from hwnas.measure.runtimes.base import WHOLE, KernelTime
+from hwnas.measure.runtimes.tensorrt_layers import ABSORBED, NOBODYS
 from hwnas.ops import Op
 
 CONVERSIONS = {"ReorderInput": "to_blocked", "ReorderOutput": "to_plain"}
@@ -29,15 +31,19 @@ class Timed:
 
     Attributes:
         samples_ms: for each operator's key the durations in each run, the mean over its occurrences in the network.
-        launches: as how many kernels each of these operators is run: a shuffle of channels is three.
+        launches: as how many kernels each of these operators is run, the mean over its occurrences: a shuffle of
+            channels is three, what runs inside another operator's kernel is none.
         total_ms: in each run, of all kernels.
+        terms_ms: where the network was timed as a whole too, for each of `terms.TERMS` the durations in each run;
+            `launches` has as how many kernels.
         unexpected: what the runtime runs otherwise than lowering assumes, for people; empty where it all fits.
     """
 
     samples_ms: dict[str, NDArray[np.float64]]
-    launches: dict[str, int]
+    launches: dict[str, float]
     total_ms: NDArray[np.float64]
     unexpected: tuple[str, ...] = ()
+    terms_ms: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
@@ -47,17 +53,22 @@ def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
     gets no samples.
     """
     found: dict[str, list[NDArray[np.float64]]] = {}
-    launches: dict[str, int] = {}
+    launches: dict[str, list[int]] = {}
     unexpected: list[str] = []
     own: dict[str, list[KernelTime]] = {}
+    terms: dict[str, list[NDArray[np.float64]]] = {}
+    kernels = 0
     converted: Counter[str] = Counter()
     for time in times:
-        if time.kind in CONVERSIONS:
+        kernels += time.kind not in (WHOLE, ABSORBED)
+        if time.kind == WHOLE or time.kind in NOBODYS:
+            terms.setdefault(time.kind, []).append(np.asarray(time.samples_ms))
+        elif time.kind in CONVERSIONS:
             shape = time.input_shape if time.kind == "ReorderInput" else time.output_shape
             key = Op.conversion(shape, blocked=time.kind == "ReorderInput").key
             converted[key] += 1
             found.setdefault(key, []).append(np.asarray(time.samples_ms))
-            launches[key] = 1
+            launches.setdefault(key, []).append(1)
         else:
             own.setdefault(time.node.split(".")[0], []).append(time)
     assumed: Counter[str] = Counter()
@@ -69,7 +80,7 @@ def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
         for op, part in zip(ops, _parted(nodes, len(ops)), strict=True):
             if part:
                 found.setdefault(op.key, []).append(np.sum([time.samples_ms for time in part], axis=0))
-                launches[op.key] = len(part)
+                launches.setdefault(op.key, []).append(sum(time.kind != ABSORBED for time in part))
             else:
                 unexpected.append(f"{op.key}: not run")
     unexpected += [f"{nodes[0].node} ({nodes[0].kind}): not assumed" for nodes in own.values()]
@@ -77,9 +88,19 @@ def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
         if converted[key] != assumed[key]:
             unexpected.append(f"{key}: {converted[key]} run, {assumed[key]} assumed")
             found.pop(key, None)
-    total = np.sum([time.samples_ms for time in times], axis=0)
+    total = np.sum([time.samples_ms for time in times if time.kind != WHOLE], axis=0)
     means = {key: np.maximum(np.mean(samples, axis=0), SHORTEST_MS) for key, samples in found.items()}
-    return Timed(means, {key: launches[key] for key in means}, total, tuple(unexpected))
+    counts: dict[str, float] = {key: _mean(launches[key]) for key in means}
+    summed = {}
+    if WHOLE in terms:
+        summed = {kind: np.sum(samples, axis=0) for kind, samples in terms.items()} | {LAYERS: total}
+        counts |= {kind: len(samples) for kind, samples in terms.items()} | {LAYERS: kernels}
+    return Timed(means, counts, total, tuple(unexpected), summed)
+
+
+def _mean(counts: Sequence[int]) -> float:
+    whole, rest = divmod(sum(counts), len(counts))
+    return whole if not rest else sum(counts) / len(counts)
 
 
 def _parted(nodes: Sequence[KernelTime], count: int) -> list[list[KernelTime]]:

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hwnas.latency.terms import GAPS, LAYERS
 from hwnas.measure.regimes import LEAST_ENTRIES, regimes
+from hwnas.measure.runtimes.base import WHOLE
 from hwnas.measure.statistics import CONFIDENCE, ESTIMATOR, Estimate, estimate
 
 QUANTILE, NOISY_QUANTILE = 0.25, 0.5
@@ -171,7 +173,7 @@ class Levels:
         """Latencies of a role's entries by name, at the level of the first session when it was quiet."""
         return {name: self._level(places) for (kind, name), places in self._of.items() if kind == role}
 
-    def kernels(self, timed: Iterable[tuple[str, int, int, Samples]]) -> dict[str, Estimate]:
+    def kernels(self, timed: Iterable[tuple[str, int, float, Samples]]) -> dict[str, Estimate]:
         """Latencies of operators that were timed inside networks.
 
         Args:
@@ -179,25 +181,74 @@ class Levels:
                 in its runs. What was timed in the network `OVERHEAD` alone tells what timing one kernel costs, and
                 nothing of the operator.
         """
-        owner = {number: entry for entry in self._of for number in self._telling(entry)}
-        nothing: list[float] = []
-        values: list[tuple[str, int, int, float]] = []
-        counts: Counter[str] = Counter()
-        for key, number, launches, samples in timed:
-            if number not in owner:
-                continue
-            fastest = np.sort(samples)[: max(1, round(KEPT * len(samples)))]
-            value = float(fastest.mean()) * self._factor[number]
-            if owner[number] == ("cover", OVERHEAD):
-                nothing.append(value)
-            else:
-                values.append((key, number, launches, value))
-                counts[key] += len(samples)
-        overhead = float(np.median(nothing)) if nothing else 0.0
+        valued = self._valued(timed)
+        overhead = self._overhead(valued)
         found: dict[str, dict[tuple[str, str], list[float]]] = {}
-        for key, number, launches, value in values:
-            found.setdefault(key, {}).setdefault(owner[number], []).append(value - launches * overhead)
+        counts: Counter[str] = Counter()
+        for one in valued:
+            if one.entry != ("cover", OVERHEAD):
+                of_key = found.setdefault(one.name, {})
+                of_key.setdefault(one.entry, []).append(one.value_ms - one.launches * overhead)
+                counts[one.name] += one.samples
         return {key: _over_networks(list(by.values()), counts[key]) for key, by in found.items()}
+
+    def terms(
+        self, operators: Iterable[tuple[str, int, float, Samples]], timed: Iterable[tuple[str, int, float, Samples]]
+    ) -> dict[str, dict[str, float]]:
+        """What networks take beside their operators.
+
+        Args:
+            operators: as `kernels`; they tell what timing one kernel costs.
+            timed: likewise the terms `WHOLE`, `LAYERS`, and kinds that belong to no operator.
+
+        Returns:
+            For each network that was timed whole too the median ms of each kind, and of `GAPS`: what its run takes
+            more than its kernels, less what timing them cost. It is negative where kernels overlap.
+        """
+        overhead = self._overhead(self._valued(operators))
+        visits: dict[int, dict[str, float]] = {}
+        owner: dict[int, str] = {}
+        for one in self._valued(timed):
+            visits.setdefault(one.number, {})[one.name] = one.value_ms - one.launches * (one.name != WHOLE) * overhead
+            owner[one.number] = one.entry[1]
+        found: dict[str, dict[str, list[float]]] = {}
+        for number, terms in visits.items():
+            if owner[number] != OVERHEAD and {WHOLE, LAYERS} <= set(terms):
+                terms[GAPS] = terms.pop(WHOLE) - terms.pop(LAYERS)
+                for kind, value in terms.items():
+                    found.setdefault(owner[number], {}).setdefault(kind, []).append(value)
+        return {
+            name: {kind: float(np.median(values)) for kind, values in terms.items()} for name, terms in found.items()
+        }
+
+    def _valued(self, timed: Iterable[tuple[str, int, float, Samples]]) -> list[_Valued]:
+        """What was timed inside networks, at the level of the first session, of the visits that tell something."""
+        owner = {number: entry for entry in self._of for number in self._telling(entry)}
+        found = []
+        for name, number, launches, samples in timed:
+            if number in owner:
+                fastest = np.sort(samples)[: max(1, round(KEPT * len(samples)))]
+                value = float(fastest.mean()) * self._factor[number]
+                found.append(_Valued(name, number, owner[number], launches, value, len(samples)))
+        return found
+
+    @staticmethod
+    def _overhead(operators: Sequence[_Valued]) -> float:
+        """What timing one kernel costs: what one that does nothing seems to take."""
+        nothing = [one.value_ms for one in operators if one.entry == ("cover", OVERHEAD)]
+        return float(np.median(nothing)) if nothing else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Valued:
+    """One visit of something inside the network `entry`."""
+
+    name: str
+    number: int
+    entry: tuple[str, str]
+    launches: float
+    value_ms: float
+    samples: int
 
 
 def level_of(log_ms: Samples, samples: int, quantile: float = QUANTILE) -> Estimate:

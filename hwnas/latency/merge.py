@@ -107,7 +107,7 @@ def _add(target: sqlite3.Connection, extra: sqlite3.Connection) -> tuple[int, in
     """Adds entries, sessions and visits of `extra`; returns (new entries, visits added, visits that were there)."""
     entries, added = _add_entries(target, extra)
     sessions = _add_sessions(target, extra)
-    columns = "entry, session, pass, at, repeats, samples_ms, place"
+    columns = "entry, session, pass, at, repeats, samples_ms, state, place"
     known = {tuple(row): number for number, *row in target.execute(f"SELECT id, {columns} FROM visits")}
     places: dict[Any, int | None] = {None: None}
     visits = same = 0
@@ -118,7 +118,7 @@ def _add(target: sqlite3.Connection, extra: sqlite3.Connection) -> tuple[int, in
             places[old] = known[row]
             same += 1
             continue
-        cursor = target.execute(f"INSERT INTO visits ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        cursor = target.execute(f"INSERT INTO visits ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         places[old] = int(cursor.lastrowid or 0)
         visits += 1
     return added, visits, same

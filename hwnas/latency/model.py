@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import NormalDist, median
 
 from hwnas.costs import Cost
@@ -17,6 +17,7 @@ from hwnas.latency.known import Knowledge, Known, Piece, deviation_ms
 from hwnas.latency.lowering import Lower, lowering
 from hwnas.latency.slots import SpaceKernels
 from hwnas.latency.table import ELEMENT_BYTES, LatencyTable, MeasuredNetwork
+from hwnas.latency.terms import Terms, fit_terms
 from hwnas.latency.widths import NORMAL_90
 from hwnas.measure.statistics import Estimate
 from hwnas.network import Network
@@ -67,6 +68,7 @@ class Prediction:
         missing: keys of operators that the table lacks, and names of operators that nobody knows.
         ops: most expensive first; latencies are shares of `latency_ms` (calibrated), missing ones last.
         calibrated: whether whole networks stand behind the interval.
+        terms: what belongs to no operator, in ms by kind; part of `latency_ms`.
     """
 
     latency_ms: float | None
@@ -78,6 +80,7 @@ class Prediction:
     calibrated: bool
     interpolated: float = 0.0
     estimated: float = 0.0
+    terms: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def guessed(self) -> str:
@@ -109,8 +112,10 @@ class LatencyModel:
             batch_size=self.header["batch_size"],
             foreign=self.imported,
         )
+        self.terms: Terms = fit_terms([(len(self.lower(net)), taken) for net, taken in table.terms()])
         self._calibrated_on: set[str] = set()
         self._kernels: dict[tuple[object, ...], SpaceKernels] = {}
+        builds_error = table.builds_error
         groups: dict[Shape, list[tuple[float, float, float]]] = {}
         for network in table.networks():
             if calibrate_on is not None and not calibrate_on(network.name):
@@ -118,7 +123,8 @@ class LatencyModel:
             keys = self._keys(network)
             self._calibrated_on.update(keys)
             if all(key in self.operators for key in keys):
-                found = (self._sum(keys), network.measured.latency_ms, network.measured.relative_error / NORMAL_90)
+                noise = math.hypot(network.measured.relative_error / NORMAL_90, builds_error)
+                found = (self._sum(keys), network.measured.latency_ms, noise)
                 groups.setdefault(network.input_shape, []).append(found)
         self.calibrations: dict[Shape, Calibration] = {
             shape: _calibrated(found) for shape, found in groups.items() if len(found) >= MIN_GROUP
@@ -130,10 +136,11 @@ class LatencyModel:
         return network.keys if network.network is None else tuple(op.key for op in self.lower(network.network))
 
     def _sum(self, keys: Iterable[str]) -> float:
-        return sum(self.operators[key].latency_ms for key in keys)
+        keys = tuple(keys)
+        return sum(self.operators[key].latency_ms for key in keys) + self.terms.ms(len(keys))
 
     def sum_ms(self, network: Network) -> float:
-        """What the operators of a network add up to, before calibration; all of them have to be measured."""
+        """What a network's operators and `terms` add up to before calibration; all operators have to be measured."""
         return self._sum(op.key for op in self.lower(network))
 
     def calibration(self, input_shape: Shape) -> Calibration:
@@ -182,13 +189,15 @@ class LatencyModel:
         ops = (*found, *missing)
         if names:
             return Prediction(None, None, None, coverage, names, ops, calibration.networks > 0, *guessed)
-        summed = sum(estimate.latency_ms or 0 for estimate in found)
+        between = calibration.slope * self.terms.ms(len(kernels))
+        summed = sum(estimate.latency_ms or 0 for estimate in found) + between
         latency = calibration.latency_ms(summed / calibration.slope)
         strange = sum(estimate.latency_ms or 0 for estimate in found if estimate.op.key not in self._calibrated_on)
         foreign = FOREIGN_ERROR * strange if calibration.networks else 0.0
         half = math.hypot(calibration.half_width_ms(latency), NORMAL_90 * foreign, NORMAL_90 * deviation_ms(parts))
         ends = (max(0.0, latency - half), latency + half)
-        return Prediction(latency, *ends, coverage, (), ops, calibration.networks > 0, *guessed)
+        terms = self.terms.parts(between)
+        return Prediction(latency, *ends, coverage, (), ops, calibration.networks > 0, *guessed, terms)
 
     def search_ends(self, network: Network) -> tuple[float, float]:
         """Latency of a network and the one-sided upper end that a search decides on, in ms.
@@ -245,15 +254,19 @@ class LatencyModel:
         calibration = self.calibration(space.input_shape)
         slope, offset, (margin, more) = calibration.slope, calibration.offset_ms, calibration.upper
 
+        fixed, each = slope * self.terms.fixed_ms, self.terms.per_operator_ms
+
         def latency(ops: Sequence[Op]) -> float:
-            return slope * sum(known.latency_ms for known in self._chain(ops))
+            return slope * (sum(known.latency_ms for known in self._chain(ops)) + each * len(ops))
 
         def upper(ops: Sequence[Op]) -> float:
             # errors of repeated operators are the same, so that deviations are added up as they are: never too narrow
             known = self._chain(ops)
             doubt = sum(found.deviation_ms for found in known)
-            return slope * (margin * sum(found.latency_ms for found in known) + _NORMAL_FEASIBLE * doubt)
+            summed = sum(found.latency_ms for found in known) + each * len(ops)
+            return slope * (margin * summed + _NORMAL_FEASIBLE * doubt)
 
+        offset += fixed
         return Cost("latency", kernels.prices(latency, offset), kernels.prices(upper, offset * margin + more))
 
     def kernels(self, space: Space) -> SpaceKernels:
@@ -323,4 +336,5 @@ def profile_command(space: Space | AtomSpace, model: LatencyModel) -> str:
 
 def bound_options(header: dict[str, object]) -> str:
     """Options that make a command measure as the table was measured."""
-    return f"--batch {header['batch_size']} --threads {header['threads']}"
+    precision = "" if header["precision"] == "fp32" else f" --precision {header['precision']}"
+    return f"--batch {header['batch_size']} --threads {header['threads']}{precision}"

@@ -25,9 +25,12 @@ from numpy.typing import NDArray
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
 from hwnas.latency import trust
+from hwnas.latency.builds import builds_error
 from hwnas.latency.imported import BLOCK, Imported, stated
 from hwnas.latency.levels import OVERHEAD_KEYS, Levels, NetworkVisit
 from hwnas.latency.table_file import FORMAT, make_file, open_file, upgrade
+from hwnas.latency.terms import TERMS
+from hwnas.measure.runtimes.base import BUILDS_MS
 from hwnas.measure.statistics import ESTIMATOR, Estimate, estimate
 from hwnas.network import Network
 
@@ -244,10 +247,32 @@ class LatencyTable:
                     WHERE role = ? AND name = ? {alone} ORDER BY visits.id"""
         return [trust.samples(self.path, blob, repeats) for repeats, blob in self._select(query, role, name)]
 
+    def states(self, role: str) -> dict[str, list[dict[str, Any]]]:
+        """What the runtime told of the device at the visits of a role's entries, by name; those that told nothing
+        are left out."""
+        if self._format < 4:
+            return {}
+        query = """SELECT name, state FROM visits JOIN entries ON entry = entries.id
+                   WHERE role = ? AND state IS NOT NULL ORDER BY visits.id"""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for name, text in self._select(query, role):
+            state = trust.document(self.path, text)
+            if not isinstance(state, dict):
+                raise HwnasError(trust.damaged(self.path))
+            found.setdefault(name, []).append(state)
+        return found
+
+    @property
+    def builds_error(self) -> float:
+        """Relative standard error of whole networks from which builds of them were timed (`hwnas.latency.builds`)."""
+        told = self.states("network").values()
+        visits = [[trust.times(self.path, state.get(BUILDS_MS, ())) for state in states] for states in told]
+        return builds_error(visits)
+
     def seconds(self, counted: Callable[[str], bool]) -> float:
         """About how long the visits of those entries took whose names are `counted`, loading included."""
         query = """SELECT session, name, at FROM visits JOIN entries ON entry = entries.id
-                   WHERE role != 'operator' OR place IS NULL ORDER BY visits.id"""
+                   WHERE place IS NULL ORDER BY visits.id"""
         rows = self._select(query)
         gaps = [(now, name, at - before) for (then, _, before), (now, name, at) in pairwise(rows) if now == then]
         return float(sum(gap for _, name, gap in gaps if counted(name)))
@@ -259,7 +284,7 @@ class LatencyTable:
         query = """SELECT DISTINCT operators.name, covers.name FROM visits AS kernel
                    JOIN visits AS whole ON kernel.place = whole.id
                    JOIN entries AS operators ON kernel.entry = operators.id
-                   JOIN entries AS covers ON whole.entry = covers.id"""
+                   JOIN entries AS covers ON whole.entry = covers.id WHERE operators.role = 'operator'"""
         found: dict[str, set[str]] = {}
         for key, name in self._select(query):
             found.setdefault(key, set()).add(name)
@@ -293,7 +318,7 @@ class LatencyTable:
         Those that were timed inside networks are as they were there, the others as they are alone.
         """
         if self._cache is None:
-            inside = self._levels.kernels(self._timed_inside())
+            inside = self._levels.kernels(self._timed_inside("operator"))
             self._cache = {**stated(self._imported("operator")), **self._alone(), **inside}
         return self._cache
 
@@ -320,14 +345,19 @@ class LatencyTable:
             raise HwnasError(trust.damaged(self.path))
         return tuple(shape)
 
-    def _timed_inside(self) -> Iterator[tuple[str, int, int, NDArray[np.float64]]]:
-        """Operators inside networks: key, visit of the network, kernels that it is run as, durations."""
+    def terms(self) -> list[tuple[Network, dict[str, float]]]:
+        """Networks that were timed whole and by kernels, with what their runs take that no operator does, in ms."""
+        found = self._levels.terms(self._timed_inside("operator"), self._timed_inside("term"))
+        return [(trust.network(self.path, self.content("cover", name)), terms) for name, terms in found.items()]
+
+    def _timed_inside(self, role: str) -> Iterator[tuple[str, int, float, NDArray[np.float64]]]:
+        """Operators, or terms, inside networks: name, visit of the network, kernels that it is run as, durations."""
         if self._format < 3:
             return
         query = """SELECT name, place, repeats, samples_ms FROM visits JOIN entries ON entry = entries.id
-                   WHERE role = 'operator' AND place IS NOT NULL ORDER BY visits.id"""
-        for name, place, launches, blob in self._select(query):
-            yield name, place, launches, trust.samples(self.path, blob, launches) * launches
+                   WHERE role = ? AND place IS NOT NULL ORDER BY visits.id"""
+        for name, place, launches, blob in self._select(query, role):
+            yield name, place, trust.launches(self.path, launches), trust.samples(self.path, blob)
 
     def _alone(self) -> dict[str, Estimate]:
         """Operators that were timed alone, less what an empty run costs."""
@@ -431,11 +461,18 @@ class LatencyTable:
             )
 
     def add_visit(
-        self, session: int, role: str, name: str, number: int, repeats: int, samples_ms: Sequence[float]
+        self,
+        session: int,
+        role: str,
+        name: str,
+        number: int,
+        repeats: int,
+        samples_ms: Sequence[float],
+        state: Mapping[str, Any] | None = None,
     ) -> None:
-        """Stores the samples of one visit; they are safe when this returns."""
+        """Stores the samples of one visit, and what the device was doing; they are safe when this returns."""
         with self._writing() as db:
-            self._insert_visit(db, session, role, name, number, repeats, samples_ms)
+            self._insert_visit(db, session, role, name, number, repeats, samples_ms, state=state)
 
     def _insert_visit(
         self,
@@ -444,16 +481,18 @@ class LatencyTable:
         role: str,
         name: str,
         number: int,
-        repeats: int,
+        repeats: float,
         samples_ms: Sequence[float] | NDArray[np.float64],
         place: int | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> int:
         """Adds a row; returns its id."""
         cursor = db.execute(
-            """INSERT INTO visits (entry, session, pass, at, repeats, samples_ms, place)
-               SELECT id, ?, ?, ?, ?, ?, ? FROM entries WHERE role = ? AND name = ?""",
-            (session, number, time.time(), repeats, np.asarray(samples_ms, np.float64).tobytes(), place, role, name),
-        )
+            """INSERT INTO visits (entry, session, pass, at, repeats, samples_ms, place, state)
+               SELECT id, ?, ?, ?, ?, ?, ?, ? FROM entries WHERE role = ? AND name = ?""",
+            (session, number, time.time(), repeats, np.asarray(samples_ms, np.float64).tobytes(), place,
+             json.dumps(dict(state)) if state else None, role, name),
+        )  # fmt: skip
         if cursor.rowcount != 1:
             raise KeyError(f"no entry {role} {name}: its visit has nowhere to go")
         return int(cursor.lastrowid or 0)
@@ -465,14 +504,14 @@ class LatencyTable:
         number: int,
         totals_ms: Sequence[float],
         kernels: Mapping[str, NDArray[np.float64]],
-        launches: Mapping[str, int],
+        launches: Mapping[str, float],
     ) -> None:
         """Stores one visit of the network `name` (role ``cover``) with what each operator took inside it, all or none.
 
         Args:
             session, number: of the visit.
             totals_ms: of all kernels, in each run.
-            kernels: by operator key, the durations in each run.
+            kernels: by operator key, the durations in each run; by the names of `TERMS` those of what is none.
             launches: by operator key, as how many kernels it is run, each of which timing makes dearer; the column
                 `repeats` has it.
         """
@@ -482,10 +521,9 @@ class LatencyTable:
                 shown = np.maximum(totals_ms, SHORTEST_MS)  # a clock of whole microseconds may show nothing
                 place = self._insert_visit(db, session, "cover", name, number, 1, shown)
                 for key, samples in kernels.items():
-                    db.execute(
-                        "INSERT OR IGNORE INTO entries (role, name, content) VALUES ('operator', ?, '{}')", (key,)
-                    )
-                    self._insert_visit(db, session, "operator", key, number, launches[key], samples, place)
+                    role = "term" if key in TERMS else "operator"
+                    db.execute("INSERT OR IGNORE INTO entries (role, name, content) VALUES (?, ?, '{}')", (role, key))
+                    self._insert_visit(db, session, role, key, number, launches[key], samples, place)
             except BaseException:
                 if db.in_transaction:  # on a full disk SQLite may have rolled back already
                     db.execute("ROLLBACK")

@@ -5,6 +5,7 @@ Format history (tables of older formats are read, and brought to the newest when
     2 (2026) the table `imported`; the header of an imported table has the key ``imported`` and may say null for cores
       and threads.
     3 (2026) `visits.place`: the visit of a network inside which an operator was timed; null where it was timed alone.
+    4 (2026) `visits.state`: what the runtime told of the device meanwhile, JSON; null where it told nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from hwnas.errors import HwnasError
 from hwnas.latency import trust
 from hwnas.latency.imported import Imported
 
-FORMAT = 3
+FORMAT = 4
 APPLICATION_ID = 0x68776E41  # "hwnA"
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 
@@ -44,13 +45,15 @@ CREATE TABLE entries (
 CREATE TABLE visits (
     id INTEGER PRIMARY KEY, entry INTEGER NOT NULL REFERENCES entries (id),
     session INTEGER NOT NULL REFERENCES sessions (id),
-    pass INTEGER NOT NULL, at REAL NOT NULL, repeats INTEGER NOT NULL, samples_ms BLOB NOT NULL, place INTEGER
+    pass INTEGER NOT NULL, at REAL NOT NULL, repeats INTEGER NOT NULL, samples_ms BLOB NOT NULL, place INTEGER,
+    state TEXT
 );
 CREATE INDEX visits_of_entry ON visits (entry);
 {_IMPORTED}
 """
 
-_UPGRADES = {1: _IMPORTED, 2: "ALTER TABLE visits ADD COLUMN place INTEGER;"}
+_UPGRADES = {1: _IMPORTED, 2: "ALTER TABLE visits ADD COLUMN place INTEGER;",
+             3: "ALTER TABLE visits ADD COLUMN state TEXT;"}  # fmt: skip
 """What brings a table of each older format to the next."""
 
 

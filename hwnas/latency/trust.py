@@ -117,6 +117,29 @@ def samples(path: Path, blob: Any, repeats: Any = 1) -> NDArray[np.float64]:
     raise HwnasError(damaged(path))
 
 
+def times(path: Path, values: Any) -> list[float]:
+    """Durations in ms that a state tells.
+
+    Raises:
+        HwnasError: they are none.
+    """
+    least, most = SAMPLE_RANGE_MS
+    if isinstance(values, (list, tuple)) and all(type(v) in (int, float) and least <= v <= most for v in values):
+        return list(map(float, values))
+    raise HwnasError(damaged(path))
+
+
+def launches(path: Path, count: Any) -> float:
+    """As how many kernels an operator was run inside a network: none where it ran in another one's.
+
+    Raises:
+        HwnasError: it is no such number.
+    """
+    if type(count) in (int, float) and 0 <= count <= MAX_COUNT:
+        return float(count)
+    raise HwnasError(damaged(path))
+
+
 def operator(path: Path, key: Any) -> Op:
     """The operator that a key of the table at `path` names.
 

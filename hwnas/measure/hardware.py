@@ -34,6 +34,12 @@ def cpu_name() -> str:
     return name
 
 
+def device_name(device: str) -> str | None:
+    """What tables of a profile's `device` (``cpu``, ``cuda``, ``cuda:1``) are bound to; None where it is not here."""
+    kind, _, number = device.partition(":")
+    return cpu_name() if kind == "cpu" else gpu_name(int(number or 0))
+
+
 def gpu_name(number: int = 0) -> str | None:
     """The name of an NVIDIA GPU, as CUDA gives it, asked of the driver itself; None where there is none."""
     try:

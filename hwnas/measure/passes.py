@@ -7,15 +7,16 @@ regime of its own; in passes, every entry meets every regime, and sums of entrie
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.devices import Timing
 from hwnas.measure.process import MeasurementError, MeasuringProcess, Subject
-from hwnas.measure.runtimes.base import KernelTime
+from hwnas.measure.runtimes.base import WHOLE, KernelTime
 from hwnas.measure.statistics import estimate
 
 REFERENCE_EVERY = 25
@@ -47,13 +48,14 @@ class Visit:
     """One visit that was just made: what to store before anything else happens.
 
     Samples are ms of one run, of `entry.repeats` executions, or the sum of `kernels` that were timed in it. A failure
-    has none.
+    has none. `state` is what the runtime tells of the device meanwhile.
     """
 
     entry: Entry
     number: int
     samples_ms: tuple[float, ...]
     kernels: tuple[KernelTime, ...] = ()
+    state: Mapping[str, Any] = field(default_factory=dict)
 
 
 def measure_in_passes(
@@ -109,17 +111,26 @@ def is_open(entry: Entry, timing: Timing) -> bool:
 def _visit(process: MeasuringProcess, entry: Entry, number: int, runs: int) -> Visit:
     for last_try in (False, True):
         kernels: list[KernelTime] = []
+        state: Mapping[str, Any] = {}
         try:
             if entry.subject.role == "kernels":
                 kernels = process.time_kernels(entry.subject, runs)
-                samples = np.sum([kernel.samples_ms for kernel in kernels], axis=0).tolist()
+                samples = _of_all(kernels)
             else:
                 entry.repeats, samples = process.time_ms(entry.subject, runs)
+                state = process.state
         except MeasurementError as error:
             if error.process_died and not last_try:
                 continue  # perhaps something else killed the process: one more try in a fresh one
             entry.failure = str(error)
             return Visit(entry, number, ())
         entry.visits.append(np.asarray(samples) / entry.repeats)
-        return Visit(entry, number, tuple(samples), tuple(kernels))
+        return Visit(entry, number, tuple(samples), tuple(kernels), state)
     raise AssertionError("unreachable")
+
+
+def _of_all(kernels: Sequence[KernelTime]) -> list[float]:
+    """Durations of the whole network, where it was timed, else the sums of its kernels."""
+    whole = [kernel.samples_ms for kernel in kernels if kernel.kind == WHOLE]
+    samples: list[float] = np.sum(whole or [kernel.samples_ms for kernel in kernels], axis=0).tolist()
+    return samples

@@ -17,6 +17,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -84,7 +85,9 @@ class MeasuringProcess:
 
     Args:
         profile: says which runtime with which options.
-        memory_limit_bytes: sessions are kept loaded up to this sum; the longest unused go first.
+        memory_limit_bytes: sessions are kept loaded up to this sum; the longest unused go first. None is half of what
+            is free, and of a device with memory of its own half of that.
+        cache: folder where a runtime keeps what it builds; None is nowhere.
         command: how the child is started where the device is here; for tests.
         progress: is told of waiting and of lost connections.
     """
@@ -95,13 +98,16 @@ class MeasuringProcess:
         *,
         memory_limit_bytes: int | None = None,
         command: tuple[str, ...] = WORKER,
+        cache: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.profile = profile
+        self.cache = cache
         self.memory_limit_bytes = memory_limit_bytes or free_memory_bytes() // 2
         self.all_memory = all_memory_bytes()
         self.load_average = list(os.getloadavg())
         self.describe: dict[str, Any] = {}
+        self.state: dict[str, Any] = {}
         self._limit_given = memory_limit_bytes is not None
         self._progress = progress or NullProgress()
         self._command = ssh.command(profile.host, profile.python, uuid.uuid4().hex) if profile.host else command
@@ -109,6 +115,8 @@ class MeasuringProcess:
         self._loaded: OrderedDict[str, tuple[int, int]] = OrderedDict()  # name -> (repeats, memory), oldest use first
 
     def __enter__(self) -> Self:
+        if self.profile.retired:
+            raise RuntimeMissing(self.profile.retired)
         try:
             self._start()
         except MeasurementError as error:
@@ -150,6 +158,8 @@ class MeasuringProcess:
         samples: Any = answer.get("samples_ms")
         if not _are_times(samples, runs):
             raise MeasurementError(f"the runtime returned impossible times: {str(samples)[:80]}")
+        state = answer.get("state")
+        self.state = state if isinstance(state, dict) else {}
         return repeats, samples
 
     def time_kernels(self, subject: Subject, runs: int) -> list[KernelTime]:
@@ -298,7 +308,10 @@ class MeasuringProcess:
 
     def _open(self) -> None:
         """Opens the runtime; far away, waits for the device's lock there."""
-        request = {"do": "open", "runtime": self.profile.runtime, "options": self.profile.runtime_options()}
+        options = self.profile.runtime_options()
+        if self.cache is not None and not self.profile.host:
+            options["cache"] = str(self.cache)
+        request = {"do": "open", "runtime": self.profile.runtime, "options": options}
         if self.profile.host:
             request["lock"] = self.profile.device
         told, give_up = False, time.monotonic() + WAIT_S
@@ -317,6 +330,9 @@ class MeasuringProcess:
         if not isinstance(describe, dict):
             raise MeasurementError(f"it does not say what it measures: {str(describe)[:80]}")
         self.describe = describe
+        own_memory = describe.get("memory_bytes")
+        if isinstance(own_memory, int) and not self._limit_given:
+            self.memory_limit_bytes = own_memory // 2
 
     def _ask(
         self, request: dict[str, Any], timeout_s: float | None = None, payload: bytes | None = None

@@ -8,7 +8,7 @@ do         with                                            answers
 =========  ==============================================  =====================================
 open       runtime, options, lock (a device, or none)      describe: what a table is bound to
 load       name, role, min_run_ms; payload: the model      repeats
-time       name, runs                                      samples_ms
+time       name, runs                                      samples_ms; state: of the device
 kernels    name, runs                                      kernels: node, kind, shapes and samples_ms of each
 run        name, shape; payload: the image, float32        shape, output (base64 float32)
 unload     name
@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib.util
 import json
 import os
 import select
@@ -75,7 +76,7 @@ class Worker:
         try:
             self.runtime = RUNTIMES[name](options)
         except ImportError as error:
-            return {"ok": False, "error": f"{name} cannot be used here ({error})", "fix": INSTALL[name]}
+            return {"ok": False, **_missing(name, error)}
         return {"describe": self.runtime.describe()}
 
     def _hold(self, device: str) -> bool:
@@ -97,6 +98,7 @@ class Worker:
         if self.runtime is None:
             raise RuntimeError("load before open")
         model = request["payload"]
+        self.do_unload(request)  # of that name, from a load that failed half way
         if request["role"] == "kernels":
             self.clocks[request["name"]] = self.runtime.load_kernels(model)
             return {"repeats": 1}
@@ -108,7 +110,8 @@ class Worker:
         return {"repeats": session.repeats}
 
     def do_time(self, request: dict[str, Any]) -> dict[str, Any]:
-        return {"samples_ms": self.sessions[request["name"]].time_ms(int(request["runs"]))}
+        session = self.sessions[request["name"]]
+        return {"samples_ms": session.time_ms(int(request["runs"])), "state": dict(session.state)}
 
     def do_kernels(self, request: dict[str, Any]) -> dict[str, Any]:
         return {"kernels": [asdict(time) for time in self.clocks[request["name"]].time_kernels(int(request["runs"]))]}
@@ -119,23 +122,46 @@ class Worker:
         return {"shape": list(output.shape), "output": base64.b64encode(output.tobytes()).decode()}
 
     def do_unload(self, request: dict[str, Any]) -> dict[str, Any]:
-        self.sessions.pop(request["name"], None)
-        self.clocks.pop(request["name"], None)
+        for known in (self.sessions, self.clocks):
+            loaded: Session | KernelClock | None = known.pop(request["name"], None)
+            if loaded is not None:
+                loaded.close()
         return {}
+
+    def close(self) -> None:
+        """Gives everything back, the device last."""
+        for name in (*self.sessions, *self.clocks):
+            self.do_unload({"name": name})
+        if self.runtime is not None:
+            self.runtime.close()
+
+
+def _missing(name: str, error: ImportError) -> dict[str, str]:
+    """Why a runtime cannot be used here, and what mends it: packages, the driver, or neither where there is no GPU."""
+    from hwnas.measure.runtimes.cuda import DRIVER, NO_DRIVER, OLD_DRIVER, NoGpu
+
+    if not isinstance(error, NoGpu):
+        return {"error": f"{name} cannot be used here ({error})", "fix": INSTALL[name]}
+    driver = str(error).startswith((NO_DRIVER, OLD_DRIVER))
+    package = [] if importlib.util.find_spec(name) else [INSTALL[name]]
+    return {"error": f"{name} cannot be used here ({error})", "fix": " && ".join([DRIVER] * driver + package)}
 
 
 def serve(requests: IO[bytes], answers: IO[str], *, far: bool = False) -> None:
     """Answers until the requests end; says of each that all of it has arrived where the one who asks is far."""
     worker = Worker()
-    for line in requests:
-        request = json.loads(line)
-        if "payload" in request:
-            request["payload"] = _exactly(requests, int(request["payload"]))
-        if far:
-            answers.write('{"got": true}\n')
+    try:
+        for line in requests:
+            request = json.loads(line)
+            if "payload" in request:
+                request["payload"] = _exactly(requests, int(request["payload"]))
+            if far:
+                answers.write('{"got": true}\n')
+                answers.flush()
+            answers.write(json.dumps(worker.answer(request)) + "\n")
             answers.flush()
-        answers.write(json.dumps(worker.answer(request)) + "\n")
-        answers.flush()
+    finally:
+        worker.close()
 
 
 def _exactly(requests: IO[bytes], count: int) -> bytes:

@@ -24,6 +24,7 @@ from hwnas.export import export_onnx
 from hwnas.latency.model import MIN_GROUP
 from hwnas.measure.hardware import cpu_name
 from hwnas.measure.onnx_models import network_to_onnx
+from hwnas.measure.runtimes.cuda import driver_is_here
 from hwnas.spaces import get_space
 
 CPU_MODEL = {"device", "runtime", "precision", "batch_size", "threads"}
@@ -61,9 +62,17 @@ def test_devices(hwnas: Hwnas) -> None:
 
 
 def test_devices_self_test(hwnas: Hwnas) -> None:
-    (entry,) = hwnas("devices", "--self-test", "cpu", "--json").document
+    done = hwnas("devices", "--self-test", "cpu", "--json")
+    (entry,) = done.document
     assert set(entry) >= DEVICES
     assert entry["reference_ms"] > 0
+    assert entry["output_rel_diff"] < 1e-3
+    assert (entry["entries"] > 50, entry["failed"]) == (True, 0)
+    assert entry["low_ms"] < entry["predicted_ms"] < entry["high_ms"]
+    assert entry["passed"] == (done.code == 0) == (not entry["problems"])  # a busy machine may be predicted badly
+    if not driver_is_here():
+        without = hwnas("devices", "--self-test", "rtx")
+        assert (without.code, "no NVIDIA driver" in without.error, "--device cpu" in without.error) == (1, True, True)
     assert hwnas("devices", "--self-test", "toaster").code == 2
 
 
@@ -250,6 +259,41 @@ def test_zero_threads_fit_a_table_of_all_cores() -> None:
     assert _fits(header, profile, {"threads": 0})
     assert not _fits({**header, "runtime": "openvino"}, profile, {"threads": 0})
     assert not _fits({**header, "threads": cores + 1}, profile, {"threads": 0})
+
+
+def test_a_table_of_this_gpu_fits_and_any_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hwnas.cli.choices import _fits
+
+    cuda = find_profile("cuda")
+    header = {"profile": {"name": "cuda"}, "runtime": "tensorrt", "device": "GPU A", "threads": 1, "precision": "fp32"}
+    for here, fits in {"GPU A": True, "GPU B": False, None: True}.items():
+        monkeypatch.setattr("hwnas.measure.hardware.gpu_name", lambda number, here=here: here)
+        assert _fits(header, cuda, {}) == fits
+        assert not _fits({**header, "profile": {"name": "cuda-fp16"}}, cuda, {})
+        assert not _fits(header, cuda, {"precision": "fp16"})
+        assert not _fits(header, find_profile("cpu"), {})
+    asked: list[int] = []
+    monkeypatch.setattr("hwnas.measure.hardware.gpu_name", asked.append)
+    _fits(header, find_profile("cuda:1"), {})
+    assert asked == [1]
+
+
+def test_a_table_of_a_gpu_is_found_by_its_profile(hwnas: Hwnas) -> None:
+    from hwnas.latency.table import LatencyTable
+    from hwnas.measure.hardware import gpu_name
+
+    name = gpu_name() or "An elsewhere GPU"
+    describe = {"runtime": "tensorrt", "runtime_version": "10.9", "device": name, "cores": 9, "threads": 1}
+    path = hwnas.folder / "tables/mine.lut"
+    path.parent.mkdir()
+    LatencyTable.create(path, find_profile("cuda"), describe).close()
+    done = hwnas("predict", "zoo:mobilenet-v2", "--device", "cuda")
+    assert "using --lut tables/mine.lut (the newest that fits)" in done.stderr
+    assert ("latencies are those of An elsewhere GPU" in done.stderr) == (gpu_name() is None)
+    assert "mine.lut" not in hwnas("predict", "zoo:mobilenet-v2", "--device", "cuda-fp16").stderr
+    assert "mine.lut" not in hwnas("predict", "zoo:mobilenet-v2").stderr
+    named = hwnas("predict", "zoo:mobilenet-v2", "--lut", "tables/mine.lut")
+    assert ("this machine has no such device" in named.stderr) == (gpu_name() is None)
 
 
 def test_unknown_devices_spaces_and_models_exit_2_or_1(hwnas: Hwnas) -> None:

@@ -30,8 +30,8 @@ from hwnas.progress import NullProgress
 store, store_kernels = LatencyTable.add_visit, LatencyTable.add_kernels
 def say(*values, samples_ms):
     print(*values, *(float(sample).hex() for sample in samples_ms), sep="|", flush=True)
-def store_and_say(table, session, role, name, number, repeats, samples_ms):
-    store(table, session, role, name, number, repeats, samples_ms)
+def store_and_say(table, session, role, name, number, repeats, samples_ms, state):
+    store(table, session, role, name, number, repeats, samples_ms, state)
     say(session, role, name, number, repeats, samples_ms=samples_ms)
 def store_kernels_and_say(table, session, name, number, totals_ms, kernels, launches):
     store_kernels(table, session, name, number, totals_ms, kernels, launches)

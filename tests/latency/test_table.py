@@ -19,9 +19,11 @@ import pytest
 from quick import as_nobody, quick_profile
 
 from hwnas.errors import HwnasError
+from hwnas.latency.builds import builds_error
 from hwnas.latency.imported import UNSTATED_ERROR, Imported
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import FORMAT, LatencyTable, default_path, list_tables
+from hwnas.measure.runtimes.base import BUILDS_MS
 from hwnas.measure.statistics import Estimate
 from hwnas.network import Network
 from hwnas.ops import Op
@@ -415,17 +417,23 @@ def test_hostile_content_is_refused_in_one_line(path: Path, statement: str) -> N
 
 def as_format_1(path: Path) -> Path:
     """The file as hwnas wrote it before format 2."""
-    sql(path, "DROP TABLE imported", "ALTER TABLE visits DROP COLUMN place", "PRAGMA user_version = 1")
+    sql(as_format_2(path), "DROP TABLE imported", "PRAGMA user_version = 1")
     return path
 
 
 def as_format_2(path: Path) -> Path:
     """The file as hwnas wrote it before format 3."""
-    sql(path, "ALTER TABLE visits DROP COLUMN place", "PRAGMA user_version = 2")
+    sql(as_format_3(path), "ALTER TABLE visits DROP COLUMN place", "PRAGMA user_version = 2")
     return path
 
 
-@pytest.mark.parametrize("older", [as_format_1, as_format_2])
+def as_format_3(path: Path) -> Path:
+    """The file as hwnas wrote it before format 4."""
+    sql(path, "ALTER TABLE visits DROP COLUMN state", "PRAGMA user_version = 3")
+    return path
+
+
+@pytest.mark.parametrize("older", [as_format_1, as_format_2, as_format_3])
 def test_a_table_of_an_older_format_is_read_and_added_to(path: Path, older: Callable[[Path], Path]) -> None:
     with LatencyTable.open(path) as table:
         now = table.operators(), table.fingerprint, table.names("operator"), table.rows()
@@ -468,6 +476,51 @@ def test_kernels_are_stored_with_their_network_all_or_none(path: Path) -> None:
         assert (table.fingerprint, table.names("operator"), table.operators()) == before
         table.add_kernels(1, "a net", 1, [3.0], kernels, launches)  # and it goes on
         assert len(table.visits("cover", "a net")) == 2
+
+
+def test_timing_costs_nothing_where_nothing_was_launched(path: Path) -> None:
+    """The cost of timing a kernel is taken off once for each kernel: not at all off what runs in another one's."""
+    own, shared, hidden = (Op.linear(size, 4).key for size in (16, 17, 18))
+    empty = Op.activation((1, 1, 1), "relu").key
+    with LatencyTable.open(path, writable=True) as table:
+        for name in ("overhead", "a net"):
+            table.add_entry("cover", name, NETWORK)
+        table.add_kernels(1, "overhead", 0, [0.5], {empty: np.array([0.5])}, {empty: 1})
+        kernels = {own: np.array([4.0]), shared: np.array([3.0]), hidden: np.array([1e-4])}
+        table.add_kernels(1, "a net", 1, [7.0], kernels, {own: 2, shared: 0.5, hidden: 0})
+        found = table.operators()
+    latencies = [found[key].latency_ms for key in (own, shared, hidden)]
+    assert latencies == pytest.approx([3.0, 2.75, 1e-4])
+    read_everything(path)
+
+
+def test_what_the_device_was_doing_is_stored_with_its_visits(path: Path, tmp_path: Path) -> None:
+    from hwnas.latency.merge import merge_tables
+
+    with LatencyTable.open(path) as table:
+        (name, *_) = table.names("network")
+        assert (table.states("network"), table.builds_error) == ({}, 0.0)
+    states = [{"sm_mhz": 1500, BUILDS_MS: [1.0, 1.2]}, {"sm_mhz": 1490, BUILDS_MS: [1.0, 1.2]}]
+    with LatencyTable.open(path, writable=True) as table:
+        for number, state in enumerate(states):
+            table.add_visit(1, "network", name, 90 + number, 1, [1.1], state)
+    merge_tables(path, path, tmp_path / "merged.lut")
+    for file in (path, tmp_path / "merged.lut"):
+        with LatencyTable.open(file) as table:
+            assert table.states("network") == {name: states}
+            assert table.builds_error == pytest.approx(np.log(1.2) / 2)
+    for spoilt in ("'no JSON'", "'[1]'", """'{"builds_ms": "many"}'""", """'{"builds_ms": [-1.0, 1.0]}'""", "x'00'"):
+        sql(path, f"UPDATE visits SET state = {spoilt} WHERE state IS NOT NULL")
+        with LatencyTable.open(path) as table, pytest.raises(HwnasError) as caught:
+            _ = table.builds_error
+        assert "damaged" in one_line(caught)
+
+
+def test_builds_of_all_networks_tell_how_far_builds_are_apart() -> None:
+    assert builds_error([]) == builds_error([[[1.0], [1.1]]]) == 0
+    apart = [[[1.0, 1.1]] * 3, [[2.0, 2.0], [2.4, 2.4]]]  # the second network's visits differ, its builds do not
+    assert builds_error(apart) == pytest.approx(np.log(1.1) / 2 / 2**0.5)
+    assert builds_error([[[3.0, 3.3]]]) == pytest.approx(builds_error([[[30.0, 33.0]]]))
 
 
 HOSTILE_PLACES = (

@@ -22,11 +22,25 @@ def _openvino(options: dict[str, Any]) -> Runtime:
     return OpenVino(threads=int(options["threads"]))
 
 
+def _tensorrt(options: dict[str, Any]) -> Runtime:
+    from hwnas.measure.runtimes.tensorrt import open_tensorrt
+
+    return open_tensorrt("tensorrt", options)
+
+
+def _tensorrt_rtx(options: dict[str, Any]) -> Runtime:
+    from hwnas.measure.runtimes.tensorrt import open_tensorrt
+
+    return open_tensorrt("tensorrt_rtx", options)
+
+
 RUNTIMES: dict[str, Callable[[dict[str, Any]], Runtime]] = {
     "onnxruntime": partial(_onnxruntime, "onnxruntime"),
     "onnxruntime-cuda": partial(_onnxruntime, "onnxruntime-cuda"),
     "onnxruntime-tensorrt": partial(_onnxruntime, "onnxruntime-tensorrt"),
     "openvino": _openvino,
+    "tensorrt": _tensorrt,
+    "tensorrt_rtx": _tensorrt_rtx,
 }
 """Name in a profile -> what opens it in the measuring process."""
 
@@ -36,5 +50,7 @@ INSTALL = {
     "onnxruntime-cuda": "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'",
     "onnxruntime-tensorrt": "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]' 'tensorrt<11'",
     "openvino": "pip install 'hwnas[openvino]'",
+    "tensorrt": "pip install 'hwnas[tensorrt]'",
+    "tensorrt_rtx": "pip install 'hwnas[tensorrt-rtx]'",
 }
 """Name in a profile -> the command that mends a runtime which cannot be used."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,12 @@ class Session(ABC):
 
     Attributes:
         repeats: how many copies of an operator one run executes (1 for a network).
+        state: of the device when it was last timed, where there is something to tell (clocks, what each build took):
+            it is stored beside the samples, as JSON.
     """
 
     repeats: int = 1
+    state: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def time_ms(self, runs: int) -> list[float]:
@@ -27,6 +31,19 @@ class Session(ABC):
     @abstractmethod
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """The first output for a batch of images; networks only."""
+
+    def close(self) -> None:  # noqa: B027 (on a CPU the memory goes with the object)
+        """Gives back what the model holds on the device."""
+
+
+BUILDS_MS = "builds_ms"
+"""Key of a session's state: what each build of the network took, where several are timed."""
+
+DISTURBED = "disturbed"
+"""Key of a session's state: why the samples say little of the undisturbed device, in words; empty where they do."""
+
+WHOLE = "whole"
+"""Kind of the entry that is no kernel but a run of the whole network, where the runtime can time it apart from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +70,9 @@ class KernelClock(ABC):
     @abstractmethod
     def time_kernels(self, runs: int) -> list[KernelTime]:
         """Every kernel in `runs` runs, interrupted ones left out, after some that are not timed."""
+
+    def close(self) -> None:  # noqa: B027 (on a CPU the memory goes with the object)
+        """Gives back what the model holds on the device."""
 
 
 class Runtime(ABC):
