@@ -16,7 +16,7 @@ from .terminal import Terminal
 if TYPE_CHECKING:
     from hwnas.devices import DeviceProfile
     from hwnas.network import Network
-    from hwnas.spaces import AtomSpace, Space
+    from hwnas.spaces import Space, WidthSpace
 
 DEVICE = "cpu"
 
@@ -89,7 +89,7 @@ def chosen_table(
     profile: DeviceProfile | None = None,
     *,
     given: Mapping[str, Any] | None = None,
-    space: Space | AtomSpace | None = None,
+    space: Space | WidthSpace | None = None,
 ) -> Path | None:
     """The table that was named, else the newest under ``tables/`` that fits; None where there is none.
 
@@ -104,7 +104,7 @@ def chosen_table(
     from hwnas.latency.shipped import table_file
     from hwnas.latency.slots import SpaceKernels
     from hwnas.latency.table import LatencyTable, list_tables
-    from hwnas.spaces import AtomSpace
+    from hwnas.spaces import WidthSpace
 
     if lut is not None:
         return table_file(lut)
@@ -114,7 +114,7 @@ def chosen_table(
         if space is not None:
             with LatencyTable.open(info.path) as table:
                 lower = lowering(table.header)
-                if isinstance(space, AtomSpace):
+                if isinstance(space, WidthSpace):
                     wanted = kernels(space, lower)
                 else:
                     wanted = SpaceKernels.of(space, lower).every()

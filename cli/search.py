@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hwnas.budget import Budget
     from hwnas.costs import Cost
     from hwnas.latency.model import LatencyModel
-    from hwnas.spaces import AtomSpace, Space
+    from hwnas.spaces import Space, WidthSpace
     from hwnas.train.data import DataInfo
     from hwnas.train.recipe import Recipe
 
@@ -249,7 +249,7 @@ class _Priced:
 
 
 def table_of(
-    terminal: Terminal, space: Space | AtomSpace, lut: Path | None, device: str | None, *, needed: bool
+    terminal: Terminal, space: Space | WidthSpace, lut: Path | None, device: str | None, *, needed: bool
 ) -> Path | None:
     """The table that was named, or the newest that covers the space.
 
@@ -326,7 +326,7 @@ def check_calibrated(path: Path | None, model: LatencyModel | None, *, allowed: 
         )
 
 
-def _space_options(space: Space | AtomSpace) -> str:
+def _space_options(space: Space | WidthSpace) -> str:
     """The options that name a space, without those that are its own defaults."""
     from hwnas.spaces import find_space
 
@@ -368,7 +368,7 @@ def zoo_cost(cost: str, name: str, path: Path | None, model: LatencyModel | None
     return latency
 
 
-def default_out(method: str, space: Space | AtomSpace, info: DataInfo, recipe: str | None) -> Path:
+def default_out(method: str, space: Space | WidthSpace, info: DataInfo, recipe: str | None) -> Path:
     """The same search finds its folder again; another recipe has another one."""
     from hwnas.runs import ROOT, default_name
 

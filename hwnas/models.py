@@ -209,10 +209,10 @@ def _zoo(name: str) -> LoadedModel:
 
 
 def _space(name: str) -> LoadedModel:
-    from hwnas.spaces import AtomSpace, find_space
+    from hwnas.spaces import WidthSpace, find_space
 
     space = find_space(space_name(name))
-    if isinstance(space, AtomSpace):
+    if isinstance(space, WidthSpace):
         arch = space.supernet_arch
         notes = {"log10_architectures": space.log10_size, "atoms": [sum(widths) for widths in arch.widths]}
         return LoadedModel(f"space:{name}", space.network(arch), supernet=True, notes=notes)

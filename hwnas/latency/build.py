@@ -37,8 +37,8 @@ from hwnas.measure.process import MeasuringProcess
 from hwnas.network import Network
 from hwnas.ops import Op
 from hwnas.progress import Progress
-from hwnas.spaces.atoms import AtomSpace
 from hwnas.spaces.base import Space
+from hwnas.spaces.widths import WidthSpace
 
 NOISY = 0.15
 """Spread of the reference network (median / fastest - 1) above which the machine is said to be too noisy."""
@@ -75,7 +75,7 @@ def build_table(
     profile: DeviceProfile,
     path: Path,
     *,
-    spaces: Sequence[Space | AtomSpace] = (),
+    spaces: Sequence[Space | WidthSpace] = (),
     models: Mapping[str, Network] | None = None,
     whole: Mapping[str, Network] | None = None,
     progress: Progress,
@@ -97,7 +97,7 @@ def build_table(
         ops = [op for network in models.values() for op in lower(network)]
         covers, networks = dict(known), {**known, **(whole or {})}
         for space in spaces:
-            if isinstance(space, AtomSpace):
+            if isinstance(space, WidthSpace):
                 ops += atoms.kernels(space, lower)
                 for index, widths in enumerate(atoms.cover_archs(space)):
                     covers[f"{space.name} #{index}"] = space.network(widths)

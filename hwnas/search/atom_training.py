@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hwnas.atom_costs import AtomCost, Branch, EqualCost
+from hwnas.atom_costs import AtomCost, EqualCost
 from hwnas.errors import HwnasError
 from hwnas.nn.blocks import ChainNet
 from hwnas.nn.shrink import BranchRef, add_atoms, branches_of, cut_to, groups_of, importances, remove_atoms, widths_of
 from hwnas.search.atom_control import Controller
 from hwnas.search.atom_projection import Limit, project
 from hwnas.spaces.atoms import AtomSpace, Widths
+from hwnas.spaces.widths import Branch
 from hwnas.train.checkpoint import CheckpointStore, disk_errors, read_tensors, restore, tensors_of, write_atomically
 from hwnas.train.checkpoint import write_tensors as write
 from hwnas.train.ema import Ema, decay_at
