@@ -30,10 +30,14 @@ SPACES = ("proxyless", "proxyless-gpu", "fbnet", "spos-shufflenet", "spos-channe
 ATOM_SPACES = ("atomnas-a", "atomnas-b", "atomnas-c", "atomnas-tiny")
 """The spaces of atoms, for the methods atomnas, atomnas-equal and width."""
 
+GATE_SPACES = ("figs-oneshot", "figs-fbnet", "figs-resnet50", "figs-resnet152")
+"""The spaces of gated channels, for the methods figs, morphnet, width and random."""
+
 SPACE_NAMES = (
     f"{', '.join(SPACES)}, each has a NAME-tiny for images up to 64 pixels; "
     "spos-channels@BLOCKS, @zoo:NAME or @RUN searches channels on those blocks instead of choice_3; "
-    "atomnas-a/-b/-c or atomnas-tiny"
+    "atomnas-a/-b/-c or atomnas-tiny; "
+    f"{', '.join(GATE_SPACES)}, each with a NAME-tiny, or torchvision:NAME"
 )
 
 

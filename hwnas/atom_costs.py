@@ -45,6 +45,11 @@ class AtomCost(ABC):
         """The one-sided upper end that feasibility is decided on."""
         return self.total(widths)
 
+    def ends(self, widths: Widths) -> tuple[float, float] | None:
+        """Of a latency, what just these widths cost and the upper end of it; None where nobody knows."""
+        del widths
+        return None
+
     def estimate(self, widths: Widths) -> float:
         """As `total`, quickly, and smooth where that has stairs: what a controller looks at."""
         return self.total(widths)

@@ -125,10 +125,14 @@ def _table_of(source: str) -> NetSpec:
 
 def _meant(text: str) -> str:
     """A hint where the text is a known name without its prefix."""
-    from hwnas.spaces import ATOM_SPACES, SPACES
+    from hwnas.spaces import ATOM_SPACES, GATE_SPACES, SPACES
     from hwnas.zoo import ZOO
 
-    for prefix, names in (("zoo", ZOO), ("space", [*SPACES, *ATOM_SPACES]), ("torchvision", _torchvision_names())):
+    for prefix, names in (
+        ("zoo", ZOO),
+        ("space", [*SPACES, *ATOM_SPACES, *GATE_SPACES]),
+        ("torchvision", _torchvision_names()),
+    ):
         if text in names:
             return f"did you mean {prefix}:{text}? "
     return ""

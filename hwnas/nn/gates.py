@@ -160,6 +160,7 @@ class GatedNet(nn.Module):
             assert isinstance(gated, _Gated)
             self._layers.append(gated)
         self._masks: Tensor | None = None
+        self._noisy: Tensor | None = None
 
     # -- masks -------------------------------------------------------------------------------------------------------
 
@@ -180,11 +181,22 @@ class GatedNet(nn.Module):
         uniform = torch.rand(len(self.logits), generator=generator).to(self.logits.device)
         uniform = uniform.clamp(1e-7, 1 - 1e-7)
         noisy = self.logits.float() + (torch.log(uniform) - torch.log1p(-uniform))
+        self._noisy = noisy.detach()
         mask = torch.sigmoid(noisy / self.tau)
         if self.backward_tau is not None:
             smooth = torch.sigmoid(noisy / self.backward_tau)
             mask = smooth + (mask - smooth).detach()
         return mask
+
+    def last_masks(self) -> Tensor:
+        """The masks of the last `sample` [channels], without their gradient."""
+        return self.alive().float() if self._noisy is None else torch.sigmoid(self._noisy / self.tau)
+
+    def last_slope(self) -> Tensor:
+        """The derivative of the last masks by their logits [channels]."""
+        tau = self.backward_tau or self.tau
+        smooth = torch.sigmoid((self.logits.detach() if self._noisy is None else self._noisy) / tau)
+        return smooth * (1 - smooth) / tau
 
     def set_masks(self, masks: Tensor | None) -> None:
         """Masks [channels] of all further forwards; None draws them in training and has none in inference."""

@@ -29,6 +29,13 @@ class Limit:
         """Whether the upper end is within the limit."""
         return self.cost.upper(widths) <= self.most
 
+    def excess(self, estimate: float) -> float:
+        """What a net that costs about `estimate` costs above the limit, as a share of what the supernet does."""
+        full = self.cost.space.full
+        margin = self.cost.upper(full) / self.cost.total(full)
+        whole = self.cost.upper(full) - self.most
+        return (margin * estimate - self.most) / whole if whole > 0 else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Projected:

@@ -180,13 +180,16 @@ def identity(request: Asked) -> dict[str, Any]:
         "num_classes": request.space.num_classes,
         "seed": request.seed,
         "zero_init_residual": request.recipe.zero_init_residual,
-        "supernet": _phase(request.recipe.supernet),
+        "supernet": phase_identity(request.recipe.supernet),
     }
 
 
-def _phase(phase: Phase) -> dict[str, Any]:
-    """A training without what it does not use: runs made before there were staircases are still the same."""
-    return phase.model_dump(exclude=set() if phase.schedule == "staircase" else {"decay", "decay_steps"})
+def phase_identity(phase: Phase) -> dict[str, Any]:
+    """A training without what it does not use: runs made before there was a choice are still the same."""
+    decays = phase.schedule in ("staircase", "exponential")
+    data = phase.model_dump(exclude=set() if decays else {"decay", "decay_steps"})
+    usual = {"eps": 1e-8, "tf_epsilon": False}
+    return {key: value for key, value in data.items() if key not in usual or value != usual[key]}
 
 
 def configuration(request: Asked) -> dict[str, Any]:
