@@ -38,6 +38,7 @@ from hwnas.network import Network
 from hwnas.ops import Op
 from hwnas.progress import Progress
 from hwnas.spaces.base import Space
+from hwnas.spaces.gated import GateSpace
 from hwnas.spaces.widths import WidthSpace
 
 NOISY = 0.15
@@ -102,7 +103,10 @@ def build_table(
                 for index, widths in enumerate(atoms.cover_archs(space)):
                     covers[f"{space.name} #{index}"] = space.network(widths)
                 for index, widths in enumerate(atoms.calibration_archs(space, CALIBRATION_NETWORKS)):
-                    networks[f"{space.name} #{index}"] = space.network(widths)
+                    network = space.network(widths)
+                    networks[f"{space.name} #{index}"] = network
+                    if isinstance(space, GateSpace):  # channels in and out go in pairs of which covers have only some
+                        covers[f"{space.name} calibration #{index}"] = network
                 continue
             kernels = SpaceKernels.of(space, lower)
             ops += kernels.every()
