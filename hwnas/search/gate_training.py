@@ -183,7 +183,28 @@ class GateTraining(ABC):
             found = again if again.met else found
         if not found.met:
             raise HwnasError("the budget cannot be met by removing channels: give a larger one")
-        return found.widths
+        if not any(limit.cost.in_stairs for limit in self.limits):
+            return found.widths
+        return self._filled(found.widths, worth)
+
+    def _filled(self, widths: Widths, worth: Tensor) -> Widths:
+        """Stairs that still fit are taken back, the worthiest for what they cost first: the last one down was high."""
+        values = self._importance(self.space.full, worth)
+        cost = _of(self.limits[0])
+        while True:
+            best: tuple[float, Widths] | None = None
+            for branch in self.space.branches():
+                group, now = branch[0], widths[branch[0]][0]
+                higher = next((stair for stair in self.space.stairs(*branch) if stair > now), None)
+                if higher is None or not now:
+                    continue
+                more = (*widths[:group], (higher,), *widths[group + 1 :])
+                gain = float(values[branch][now:higher].sum()) / cost.saved(widths, branch, higher, now)
+                if (best is None or gain > best[0]) and all(limit.met(more) for limit in self.limits):
+                    best = gain, more
+            if best is None:
+                return widths
+            widths = best[1]
 
     def _importance(self, widths: Widths, worth: Tensor) -> dict[Branch, NDArray[np.float64]]:
         found = {}

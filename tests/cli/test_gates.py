@@ -35,7 +35,6 @@ def test_a_search_by_params_is_trained_within_them_exported_and_verified(hwnas: 
     ("args", "message"),
     [
         (("--method", "figs", "--space", "proxyless-tiny", "--macs", "50%"), "has no gates: this method searches"),
-        (("--method", "atomnas", "--space", "figs-fbnet-tiny", "--macs", "50%"), "has no atoms: this method searches"),
         (("--space", "figs-fbnet-tiny", "--macs", "50%"), "it is for --method figs, morphnet, width and random"),
         (("--method", "figs", "--space", "torchvision:vit_b_16", "--macs", "50%"), "VisionTransformer"),
         (("--method", "figs", "--latency", "50%", "--space", "figs-fbnet-tiny"), "--space figs-fbnet-tiny"),
