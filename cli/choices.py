@@ -16,7 +16,7 @@ from .terminal import Terminal
 if TYPE_CHECKING:
     from hwnas.devices import DeviceProfile
     from hwnas.network import Network
-    from hwnas.spaces import AtomSpace, Space
+    from hwnas.spaces import Space, WidthSpace
 
 DEFAULT_SPACES = ("proxyless", "proxyless-tiny")
 """What is profiled and searched where no space is named, for large images and for small ones."""
@@ -28,10 +28,14 @@ SPACES = ("proxyless", "proxyless-gpu", "fbnet", "spos-shufflenet", "spos-channe
 ATOM_SPACES = ("atomnas-a", "atomnas-b", "atomnas-c", "atomnas-tiny")
 """The spaces of atoms, for the methods atomnas, atomnas-equal and width."""
 
+GATE_SPACES = ("figs-oneshot", "figs-fbnet", "figs-resnet50", "figs-resnet152")
+"""The spaces of gated channels, for the methods figs, morphnet, width and random."""
+
 SPACE_NAMES = (
     f"{', '.join(SPACES)}, each has a NAME-tiny for images up to 64 pixels; "
     "spos-channels@BLOCKS, @zoo:NAME or @RUN searches channels on those blocks instead of choice_3; "
-    "atomnas-a/-b/-c or atomnas-tiny"
+    "atomnas-a/-b/-c or atomnas-tiny; "
+    f"{', '.join(GATE_SPACES)}, each with a NAME-tiny, or torchvision:NAME"
 )
 
 
@@ -87,7 +91,7 @@ def chosen_table(
     profile: DeviceProfile | None = None,
     *,
     given: Mapping[str, Any] | None = None,
-    space: Space | AtomSpace | None = None,
+    space: Space | WidthSpace | None = None,
 ) -> Path | None:
     """The table that was named, else the newest under ``tables/`` that fits; None where there is none.
 
@@ -103,7 +107,7 @@ def chosen_table(
     from hwnas.latency.slots import SpaceKernels
     from hwnas.latency.table import LatencyTable, list_tables
     from hwnas.measure.hardware import device_name
-    from hwnas.spaces import AtomSpace
+    from hwnas.spaces import WidthSpace
 
     if lut is not None:
         return table_file(lut)
@@ -113,7 +117,7 @@ def chosen_table(
         if space is not None:
             with LatencyTable.open(info.path) as table:
                 lower = lowering(table.header)
-                if isinstance(space, AtomSpace):
+                if isinstance(space, WidthSpace):
                     wanted = kernels(space, lower)
                 else:
                     wanted = SpaceKernels.of(space, lower).every()

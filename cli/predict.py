@@ -193,7 +193,8 @@ def _show(terminal: Terminal, document: dict[str, Any], limit: int) -> None:
     head.add_row("parameters", f"{document['params']:,} ({document['conv_fc_params']:,} without BatchNorm)")
     if "log10_architectures" in document:
         head.add_row("architectures", f"10^{document['log10_architectures']:.1f}")
-        head.add_row("atoms of blocks", ", ".join(map(str, document["atoms"])))
+        parts = "channels of groups" if document["unit"] == "channels" else "atoms of blocks"
+        head.add_row(parts, ", ".join(map(str, document["atoms"])))
     terminal.table(head, _operators(document["ops"][:limit], "missing" if document["lut"] else ""))
     rest = len(document["ops"]) - limit
     if rest > 0:

@@ -69,7 +69,7 @@ def command(
     from hwnas.latency.build import build_table
     from hwnas.models import space_name
     from hwnas.network import NO_LOW_BITS
-    from hwnas.spaces import AtomSpace, find_space
+    from hwnas.spaces import WidthSpace, find_space
 
     profile = device_profile(terminal, device, batch, precision, runtime, threads, target_error)
     if NO_SPACE in space and (len(space) > 1 or not model):
@@ -82,7 +82,7 @@ def command(
     names = [space_name(name) for name in space if name != NO_SPACE]
     spaces = [find_space(name, image_size=image_size, num_classes=num_classes) for name in names]
     models = _networks(model)
-    quantised = [s.name for s in spaces if not isinstance(s, AtomSpace) and any(op.bits for op in s.supernet_ops())]
+    quantised = [s.name for s in spaces if not isinstance(s, WidthSpace) and any(op.bits for op in s.supernet_ops())]
     quantised += [name for name, network in models.items() if network.quantised]
     if quantised:
         raise UsageError(f"{', '.join(quantised)}: no latency to measure, {NO_LOW_BITS}; search with --bitops")

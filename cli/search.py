@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,15 +25,15 @@ if TYPE_CHECKING:
     from hwnas.budget import Budget
     from hwnas.costs import Cost
     from hwnas.latency.model import LatencyModel
-    from hwnas.spaces import AtomSpace, Space
+    from hwnas.spaces import Space, WidthSpace
     from hwnas.train.data import DataInfo
     from hwnas.train.recipe import Recipe
 
 SLOT_METHODS = ("spos", "random")
 ATOM_METHODS = ("atomnas", "atomnas-equal", "width")
-METHODS = SLOT_METHODS + ATOM_METHODS
-LATER = ("figs", "morphnet")
-"""Methods that have a name already and are not in this version."""
+GATE_METHODS = ("figs", "morphnet")
+"""Methods on spaces of gates only; width and random search those too."""
+METHODS = SLOT_METHODS + ATOM_METHODS + GATE_METHODS
 
 DATA = "fashion-mnist"
 
@@ -50,7 +51,7 @@ DATA = "fashion-mnist"
 @option("--front", type=click.IntRange(2), metavar="N", help="Up to N nets, accuracy against the first budget's cost.")
 @option("--bitops", metavar="B", help="Budget of a quantised space: 6.3G (G is 2^30); several by comma.")
 @option("--out", type=file_path, metavar="RUN", help="The run folder; the same one goes on  [default: one under runs/]")
-@option("--recipe", metavar="NAME", help="A recipe that ships, or a TOML file  [default: default or atomnas]")
+@option("--recipe", metavar="NAME", help="A recipe that ships, or a TOML file  [default: default, atomnas or figs]")
 @option("--population", type=click.IntRange(2), metavar="N", help="Of the evolution  [default: the recipe's]")
 @option("--generations", type=click.IntRange(1), metavar="N", help="Of the evolution  [default: the recipe's]")
 @option("--image-size", type=click.IntRange(1), metavar="N", help="Scale the images  [default: their own size]")
@@ -84,7 +85,9 @@ def command(
 
     spos evolves architectures of one trained supernet, random is its baseline alone. atomnas shrinks a supernet of
     atoms while it trains, once for every budget; atomnas-equal (no cost coefficients) and width (a width multiplier)
-    are its baselines. Without a budget atomnas keeps the recipe's penalty, as the paper does.
+    are its baselines. figs learns gates on every channel of a net, cuts it onto the budget and retrains it; morphnet
+    (an L1 penalty on BatchNorms), width and random are its baselines. Without a budget atomnas, figs and morphnet keep
+    the recipe's penalty, as the papers do.
 
     Feasible is what meets the budget with the upper end of its predicted latency. The same RUN goes on where it was
     interrupted, and reuses its trained supernet for other budgets. With --front the nets are those that no other one
@@ -97,13 +100,14 @@ def command(
       hwnas search --latency 8ms,12ms,17ms --data folder:flowers --lut p.lut
       hwnas search --latency 17ms --front 6
       hwnas search --method atomnas --space atomnas-tiny --latency 50%
+      hwnas search --method figs --space torchvision:resnet18 --data folder:flowers --params 60%
       hwnas search --latency 2ms --lut v100-tensorrt-fp16-b32 --allow-uncalibrated
       torchrun --nproc-per-node 2 --no-python hwnas search --latency 17ms
     """
     _check_method(method)
     given = {"latency": latency, "macs": macs, "params": params, "bitops": bitops}
     typed = {cost: text for cost, text in given.items() if text}
-    if not typed and method != "atomnas":
+    if not typed and method not in ("atomnas", "figs", "morphnet"):
         raise UsageError(
             "give a budget: --latency 17ms, --macs 330M, --params 4M, or --bitops 6.3G of a quantised space"
         )
@@ -111,7 +115,7 @@ def command(
     if front and method != "spos":
         raise UsageError("--front is for the method spos")
     info = _describe(terminal, data, image_size)
-    if method in ATOM_METHODS:
+    if method in ATOM_METHODS + GATE_METHODS or (space is not None and method == "random" and is_gated(space)):
         from .search_atoms import search_atoms
 
         if several():
@@ -182,6 +186,13 @@ class Shared:
     train_device: str
 
 
+def is_gated(space: str) -> bool:
+    """Whether a space, as typed, is one of gates."""
+    from hwnas.spaces import GATE_SPACES
+
+    return space.partition("@")[0] in GATE_SPACES or space.startswith("torchvision:")
+
+
 def _check_bits(space: Space, typed: dict[str, str]) -> None:
     """Refuses a budget that nothing of the space has: BitOps are of quantised nets only, which have no latency.
 
@@ -202,9 +213,7 @@ def _check_bits(space: Space, typed: dict[str, str]) -> None:
 def _check_method(method: str) -> None:
     if method in METHODS:
         return
-    if method in LATER:
-        raise UsageError(f"the method {method!r} is not in this version: use {' or '.join(METHODS)}")
-    close = get_close_matches(method, METHODS + LATER, n=1)
+    close = get_close_matches(method, METHODS, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"use {' or '.join(METHODS)}"
     raise UsageError(f"no method is called {method!r}: {hint}")
 
@@ -272,7 +281,7 @@ class _Priced:
 
 
 def table_of(
-    terminal: Terminal, space: Space | AtomSpace, lut: Path | None, device: str | None, *, needed: bool
+    terminal: Terminal, space: Space | WidthSpace, lut: Path | None, device: str | None, *, needed: bool
 ) -> Path | None:
     """The table that was named, or the newest that covers the space.
 
@@ -349,7 +358,7 @@ def check_calibrated(path: Path | None, model: LatencyModel | None, *, allowed: 
         )
 
 
-def _space_options(space: Space | AtomSpace) -> str:
+def _space_options(space: Space | WidthSpace) -> str:
     """The options that name a space, without those that are its own defaults."""
     from hwnas.spaces import find_space
 
@@ -397,12 +406,12 @@ def zoo_cost(
     return predicted.latency_ms
 
 
-def default_out(method: str, space: Space | AtomSpace, info: DataInfo, recipe: str | None) -> Path:
+def default_out(method: str, space: Space | WidthSpace, info: DataInfo, recipe: str | None) -> Path:
     """The same search finds its folder again; another recipe has another one."""
     from hwnas.runs import ROOT, default_name
 
-    name = default_name(method, space.name, info.slug)
-    return ROOT / (name if recipe in (None, "default", "atomnas") else f"{name}-{Path(str(recipe)).stem}")
+    name = default_name(method, re.sub(r"[:@]", "-", space.name), info.slug)
+    return ROOT / (name if recipe in (None, "default", "atomnas", "figs") else f"{name}-{Path(str(recipe)).stem}")
 
 
 def prepare_interruption(terminal: Terminal, lut: Path | None, out: Path) -> None:
@@ -444,7 +453,8 @@ def _show(terminal: Terminal, document: dict[str, Any]) -> None:
             percent(result["accuracy"]),
             _reduction(result["reduction"]) if result.get("reduction") else percent(baseline),
         )
-    done = "nets trained" if document["method"] in ATOM_METHODS else "architectures scored"
+    trained = document["method"] in ATOM_METHODS + GATE_METHODS or is_gated(document["space"])
+    done = "nets trained" if trained else "architectures scored"
     evaluated = f"{document['evaluated']} {done} in {duration(document['seconds'])}"
     following = [] if quantised else [f"next: hwnas verify {document['run']}"]  # nothing here runs so few bits
     terminal.table(table, f"{evaluated}; files in {document['run']}", *following)

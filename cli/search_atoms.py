@@ -1,23 +1,37 @@
-"""The part of `hwnas search` that is of atoms: spaces, prices, recipe."""
+"""The part of `hwnas search` that is of atoms and gates: spaces, prices, recipe."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import UsageError
 
-from .search import Shared, check_calibrated, default_out, prepare_interruption, read_table, table_of, zoo_cost
+from .search import (
+    GATE_METHODS,
+    Shared,
+    check_calibrated,
+    default_out,
+    is_gated,
+    prepare_interruption,
+    read_table,
+    table_of,
+    zoo_cost,
+)
 from .terminal import Terminal
 from .training import joined
 
 if TYPE_CHECKING:
-    from hwnas.spaces import AtomSpace
-    from hwnas.train.data import DataInfo
+    from hwnas.atom_costs import AtomCost
+    from hwnas.spaces import WidthSpace
 
 SPACES = ("atomnas-tiny", "atomnas-c")
 """The space is the first of these that is meant for the data's image size."""
 
-RECIPE = "atomnas"
+GATE_SPACES = ("figs-fbnet-tiny", "figs-fbnet")
+"""The same for the methods on gates."""
+
+RECIPE, GATE_RECIPE = "atomnas", "figs"
 
 
 def search_atoms(terminal: Terminal, asked: Shared) -> dict[str, Any]:
@@ -28,19 +42,27 @@ def search_atoms(terminal: Terminal, asked: Shared) -> dict[str, Any]:
         HwnasError: there is no table, or the data or the training failed.
     """
     from hwnas.atom_costs import atom_costs
+    from hwnas.gate_costs import gate_costs
     from hwnas.search.atomnas import AtomRequest
     from hwnas.search.atomnas import search_atoms as search
+    from hwnas.spaces import AtomSpace, GateSpace
     from hwnas.train.recipe import load_recipe
 
-    space = _space(terminal, asked.space, asked.info)
+    space = _space(terminal, asked)
+    usual = GATE_RECIPE if isinstance(space, GateSpace) else RECIPE
     if asked.recipe is None:
-        terminal.default("--recipe", RECIPE)
-    recipe = load_recipe(asked.recipe or RECIPE)
+        terminal.default("--recipe", usual)
+    recipe = load_recipe(asked.recipe or usual)
     timed = any(spec.cost == "latency" for specs in asked.wanted for spec in specs)
     path = table_of(terminal, space, asked.lut, asked.device, needed=timed)
     model, notes = read_table(path) if path is not None else (None, {})
     check_calibrated(path, model, allowed=asked.allow_uncalibrated or not timed)
-    costs = atom_costs(space, model)
+    costs: Mapping[str, AtomCost]
+    if isinstance(space, GateSpace):
+        costs = gate_costs(space, model, recipe.gates.latency)
+    else:
+        assert isinstance(space, AtomSpace)
+        costs = atom_costs(space, model)
 
     def resolved(spec: Any) -> Any:
         return spec.resolve_to(
@@ -72,17 +94,22 @@ def search_atoms(terminal: Terminal, asked: Shared) -> dict[str, Any]:
     return {**outcome.to_json(), "table": notes.get("table"), "zoo": notes.get("zoo", {})}
 
 
-def _space(terminal: Terminal, name: str | None, info: DataInfo) -> AtomSpace:
+def _space(terminal: Terminal, asked: Shared) -> WidthSpace:
     """The space that was named, or the one for the data's image size, for the data's classes."""
-    from hwnas.spaces import ATOM_SPACES, AtomSpace, find_space
+    from hwnas.spaces import ATOM_SPACES, AtomSpace, GateSpace, WidthSpace, find_space
+    from hwnas.spaces import GATE_SPACES as GATES
 
+    name, size = asked.space, asked.info.image_size
+    gated = asked.method in GATE_METHODS if name is None else is_gated(name)
     if name is None:
-        fitting = [
-            n for n in SPACES if ATOM_SPACES[n].image_sizes[0] <= info.image_size <= ATOM_SPACES[n].image_sizes[1]
-        ]
-        name = fitting[0] if fitting else SPACES[0]  # the refusal says which sizes there are
-        terminal.default("--space", name, f"for images of {info.image_size} pixels")
-    space = find_space(name, image_size=info.image_size, num_classes=info.num_classes)
-    if not isinstance(space, AtomSpace):
+        sizes = {other: family.image_sizes for other, family in (GATES.items() if gated else ATOM_SPACES.items())}
+        options = GATE_SPACES if gated else SPACES
+        fitting = [n for n in options if sizes[n][0] <= size <= sizes[n][1]]
+        name = fitting[0] if fitting else options[0]  # the refusal says which sizes there are
+        terminal.default("--space", name, f"for images of {size} pixels")
+    space = find_space(name, image_size=size, num_classes=asked.info.num_classes)
+    if asked.method in GATE_METHODS and not isinstance(space, GateSpace):
+        raise UsageError(f"{name} has no gates: this method searches {', '.join(GATES)} and torchvision:NAME")
+    if not isinstance(space, WidthSpace) or (asked.method.startswith("atomnas") and not isinstance(space, AtomSpace)):
         raise UsageError(f"{name} has no atoms: this method searches {', '.join(ATOM_SPACES)}")
     return space

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 
 from hwnas.errors import HwnasError
 from hwnas.ops import Op
-from hwnas.spaces.atoms import AtomArch, AtomSpace, Widths
+from hwnas.spaces.atoms import AtomSpace
+from hwnas.spaces.widths import AtomArch, Branch, Widths, WidthSpace
 
 if TYPE_CHECKING:
     from hwnas.latency.model import LatencyModel
-
-Branch = tuple[int, int]
-"""(block, place among the kernels)."""
 
 FLOOR = 0.1
 """Least cost of an atom, as a share of its branch's mean: stairs are flat, and an atom that is free would never go."""
@@ -37,8 +35,7 @@ class AtomCost(ABC):
     name: str
     in_stairs = False
 
-    def __init__(self, space: AtomSpace) -> None:
-        self.space = space
+    space: WidthSpace
 
     @abstractmethod
     def total(self, widths: Widths) -> float:
@@ -48,6 +45,11 @@ class AtomCost(ABC):
         """The one-sided upper end that feasibility is decided on."""
         return self.total(widths)
 
+    def ends(self, widths: Widths) -> tuple[float, float] | None:
+        """Of a latency, what just these widths cost and the upper end of it; None where nobody knows."""
+        del widths
+        return None
+
     def estimate(self, widths: Widths) -> float:
         """As `total`, quickly, and smooth where that has stairs: what a controller looks at."""
         return self.total(widths)
@@ -56,6 +58,10 @@ class AtomCost(ABC):
     def per_atom(self, widths: Widths) -> dict[Branch, float]:
         """What one atom of each branch costs in a net of these widths: above zero for every branch."""
 
+    def saved(self, widths: Widths, branch: Branch, atoms: int, fewer: int) -> float:
+        """What a branch of `atoms` costs more than one of `fewer`, in a net of these widths: above zero."""
+        return (atoms - fewer) * self.per_atom(widths)[branch]
+
 
 class CountCost(AtomCost):
     """MACs or parameters: every atom of a branch costs the same, whatever else is there.
@@ -63,9 +69,10 @@ class CountCost(AtomCost):
     MACs of an atom are ``cin * Hin^2 + k^2 * Hout^2 + cout * Hout^2`` (equation 6 of Mei et al. 2020 weighs by these).
     """
 
+    space: AtomSpace
+
     def __init__(self, space: AtomSpace, name: str) -> None:
-        super().__init__(space)
-        self.name = name
+        self.space, self.name = space, name
         count = {"macs": lambda op: op.macs, "params": lambda op: op.params}[name]
         self._atoms: dict[Branch, float] = {}
         for block, (spec, shape) in enumerate(zip(space.blocks, space.block_shapes(), strict=True)):
@@ -97,6 +104,9 @@ class EqualCost(AtomCost):
 
     name = "atoms"
 
+    def __init__(self, space: WidthSpace) -> None:
+        self.space = space
+
     def total(self, widths: Widths) -> float:
         return float(sum(map(sum, widths)))
 
@@ -114,16 +124,16 @@ class LatencyCost(AtomCost):
 
     name = "latency"
     in_stairs = True
+    space: AtomSpace
 
     def __init__(self, space: AtomSpace, model: LatencyModel) -> None:
-        super().__init__(space)
-        self._model = model
+        self.space, self._model = space, model
         self._known: dict[Widths, tuple[float, float]] = {}
         self._curves: dict[Branch, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
         for branch in space.branches():
             stairs = np.array(space.stairs(*branch), float)
             raw = [0.0, *(model.sum_of(self._branch_ops(branch, int(atoms))) for atoms in stairs[1:])]
-            self._curves[branch] = (stairs, _monotone(np.array(raw)))
+            self._curves[branch] = (stairs, monotone(np.array(raw)))
         self._rest = self.total(space.full) - self._summed(space.full)
 
     def _summed(self, widths: Widths) -> float:
@@ -141,8 +151,9 @@ class LatencyCost(AtomCost):
         except HwnasError:
             return None
 
-    def saved(self, branch: Branch, atoms: int, fewer: int) -> float:
+    def saved(self, widths: Widths, branch: Branch, atoms: int, fewer: int) -> float:
         """What a branch of `atoms` costs more than one of `fewer`, by its rising curve, with a positive floor."""
+        del widths
         stairs, curve = self._curves[branch]
         at = np.interp([atoms, fewer], stairs, curve)
         return float(max(at[0] - at[1], FLOOR * (atoms - fewer) * curve[-1] / stairs[-1], 1e-12))
@@ -184,7 +195,7 @@ def slope_at(stairs: NDArray[np.float64], curve: NDArray[np.float64], atoms: flo
     return float(max(slope, FLOOR * mean, 1e-12))
 
 
-def _monotone(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def monotone(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The rising curve nearest to `values` in least squares (pool adjacent violators)."""
     levels: list[tuple[float, int]] = []
     for value in values:
@@ -202,8 +213,10 @@ def _least(space: AtomSpace) -> Widths:
     )
 
 
-def cheapest(space: AtomSpace, cost: AtomCost) -> Widths:
-    """The cheapest architecture by a cost: of each block that changes the shape, the cheapest single branch."""
+def cheapest(space: WidthSpace, cost: AtomCost) -> Widths:
+    """About the cheapest architecture by a cost: of blocks that cannot be empty, the cheapest branch alone."""
+    if not isinstance(space, AtomSpace):
+        return _cheapest(space, cost)
     least = [list(row) for row in _least(space)]
     for block, spec in enumerate(space.blocks):
         if spec.residual:
@@ -215,6 +228,17 @@ def cheapest(space: AtomSpace, cost: AtomCost) -> Widths:
             options.append(row)
         least[block] = min(options, key=lambda row, b=block: cost.upper(_with(least, b, row)))  # type: ignore[misc]
     return tuple(map(tuple, least))
+
+
+def _cheapest(space: WidthSpace, cost: AtomCost) -> Widths:
+    """The least of every branch that has to be there; the dearest go first."""
+    first = {branch: space.stairs(*branch)[1] if cost.in_stairs else 1 for branch in space.branches()}
+    prices = cost.per_atom(space.full)
+    there = space.survivors({branch: -prices[branch] * atoms for branch, atoms in first.items()})
+    return tuple(
+        tuple(first[block, place] if (block, place) in there else 0 for place in range(len(row)))
+        for block, row in enumerate(space.full)
+    )
 
 
 def _with(rows: list[list[int]], block: int, row: list[int]) -> Widths:

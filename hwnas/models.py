@@ -125,10 +125,14 @@ def _table_of(source: str) -> NetSpec:
 
 def _meant(text: str) -> str:
     """A hint where the text is a known name without its prefix."""
-    from hwnas.spaces import ATOM_SPACES, SPACES
+    from hwnas.spaces import ATOM_SPACES, GATE_SPACES, SPACES
     from hwnas.zoo import ZOO
 
-    for prefix, names in (("zoo", ZOO), ("space", [*SPACES, *ATOM_SPACES]), ("torchvision", _torchvision_names())):
+    for prefix, names in (
+        ("zoo", ZOO),
+        ("space", [*SPACES, *ATOM_SPACES, *GATE_SPACES]),
+        ("torchvision", _torchvision_names()),
+    ):
         if text in names:
             return f"did you mean {prefix}:{text}? "
     return ""
@@ -209,12 +213,14 @@ def _zoo(name: str) -> LoadedModel:
 
 
 def _space(name: str) -> LoadedModel:
-    from hwnas.spaces import AtomSpace, find_space
+    from hwnas.spaces import GateSpace, WidthSpace, find_space
 
     space = find_space(space_name(name))
-    if isinstance(space, AtomSpace):
+    if isinstance(space, WidthSpace):
         arch = space.supernet_arch
-        notes = {"log10_architectures": space.log10_size, "atoms": [sum(widths) for widths in arch.widths]}
+        unit = "channels" if isinstance(space, GateSpace) else "atoms"
+        sums = [sum(widths) for widths in arch.widths]
+        notes = {"log10_architectures": space.log10_size, "atoms": sums, "unit": unit}
         return LoadedModel(f"space:{name}", space.network(arch), supernet=True, notes=notes)
     ops = space.supernet_ops()
     network = Network(space.input_shape, tuple(Node(op, ()) for op in ops), (len(ops) - 1, 0))

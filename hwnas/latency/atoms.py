@@ -6,7 +6,7 @@ import numpy as np
 
 from hwnas.latency.lowering import Lower
 from hwnas.ops import Op
-from hwnas.spaces.atoms import AtomArch, AtomSpace
+from hwnas.spaces.widths import STAIRS, AtomArch, WidthSpace
 
 TIMES = 2
 """Each number of atoms of a branch is timed in at least so many networks."""
@@ -15,7 +15,7 @@ CALIBRATION_SCALES = (0.03, 1.0)
 """Share of the supernet's atoms in the smallest and the largest calibration network, about."""
 
 
-def cover_archs(space: AtomSpace, seed: int = 0) -> list[AtomArch]:
+def cover_archs(space: WidthSpace, seed: int = 0) -> list[AtomArch]:
     """Architectures in which every branch has every number of its stairs at least `TIMES` times, drawn at random."""
     rng = np.random.default_rng([seed, 22])
     stairs = {branch: space.stairs(*branch) for branch in space.branches()}
@@ -27,7 +27,7 @@ def cover_archs(space: AtomSpace, seed: int = 0) -> list[AtomArch]:
     return [_arch(space, {branch: int(column[index]) for branch, column in columns.items()}) for index in range(count)]
 
 
-def calibration_archs(space: AtomSpace, count: int, seed: int = 0) -> list[AtomArch]:
+def calibration_archs(space: WidthSpace, count: int, seed: int = 0) -> list[AtomArch]:
     """`count` architectures from small ones to about the supernet, the branches of each drawn independently."""
     rng = np.random.default_rng([seed, 23])
     found = []
@@ -41,17 +41,12 @@ def calibration_archs(space: AtomSpace, count: int, seed: int = 0) -> list[AtomA
     return found
 
 
-def _arch(space: AtomSpace, atoms: dict[tuple[int, int], int]) -> AtomArch:
-    """The architecture; a block that changes the shape gets an atom where it would have none."""
-    rows = []
-    for block, spec in enumerate(space.blocks):
-        row = [atoms[block, place] for place in range(len(spec.kernels))]
-        if not any(row) and not spec.residual:
-            row[-1] = space.stairs(block, len(row) - 1)[1]
-        rows.append(tuple(row))
-    return AtomArch(space.name, tuple(rows))
+def _arch(space: WidthSpace, atoms: dict[tuple[int, int], int]) -> AtomArch:
+    """The architecture; branches that a net cannot do without get their first stair where they would have none."""
+    widths = tuple(tuple(atoms[block, place] for place in range(len(row))) for block, row in enumerate(space.full))
+    return AtomArch(space.name, space.revived(widths, {}, STAIRS[0][1]))
 
 
-def kernels(space: AtomSpace, lower: Lower) -> list[Op]:
+def kernels(space: WidthSpace, lower: Lower) -> list[Op]:
     """Each kernel that a table of the space holds, once: of every branch with every number of its stairs."""
     return list(dict.fromkeys(op for arch in cover_archs(space) for op in lower(space.network(arch))))

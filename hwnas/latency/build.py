@@ -37,8 +37,9 @@ from hwnas.measure.runtimes.base import DISTURBED
 from hwnas.network import Network
 from hwnas.ops import Op
 from hwnas.progress import Progress
-from hwnas.spaces.atoms import AtomSpace
 from hwnas.spaces.base import Space
+from hwnas.spaces.gated import GateSpace
+from hwnas.spaces.widths import WidthSpace
 
 NOISY = 0.15
 """Spread of the reference network (median / fastest - 1) above which the machine is said to be too noisy."""
@@ -75,7 +76,7 @@ def build_table(
     profile: DeviceProfile,
     path: Path,
     *,
-    spaces: Sequence[Space | AtomSpace] = (),
+    spaces: Sequence[Space | WidthSpace] = (),
     models: Mapping[str, Network] | None = None,
     whole: Mapping[str, Network] | None = None,
     progress: Progress,
@@ -97,12 +98,15 @@ def build_table(
         ops = [op for network in models.values() for op in lower(network)]
         covers, networks = dict(known), {**known, **(whole or {})}
         for space in spaces:
-            if isinstance(space, AtomSpace):
+            if isinstance(space, WidthSpace):
                 ops += atoms.kernels(space, lower)
                 for index, widths in enumerate(atoms.cover_archs(space)):
                     covers[f"{space.name} #{index}"] = space.network(widths)
                 for index, widths in enumerate(atoms.calibration_archs(space, CALIBRATION_NETWORKS)):
-                    networks[f"{space.name} #{index}"] = space.network(widths)
+                    network = space.network(widths)
+                    networks[f"{space.name} #{index}"] = network
+                    if isinstance(space, GateSpace):  # channels in and out go in pairs of which covers have only some
+                        covers[f"{space.name} calibration #{index}"] = network
                 continue
             kernels = SpaceKernels.of(space, lower)
             ops += kernels.every()

@@ -22,8 +22,8 @@ from hwnas.latency.widths import NORMAL_90
 from hwnas.measure.statistics import Estimate
 from hwnas.network import Network
 from hwnas.ops import Op, Shape
-from hwnas.spaces.atoms import AtomSpace
 from hwnas.spaces.base import Space
+from hwnas.spaces.widths import WidthSpace
 
 MIN_GROUP = 8
 """Calibration networks of one input shape that are enough to calibrate networks of that shape by themselves."""
@@ -207,11 +207,13 @@ class LatencyModel:
         """
         calibration = self.calibration(network.input_shape)
         margin, more = calibration.upper
-        known = self._chain_or_error(self.lower(network))
-        summed = sum(found.latency_ms for found in known)
-        doubt = calibration.slope * _NORMAL_FEASIBLE * sum(found.deviation_ms for found in known)
+        pieces = self.knowledge.pieces(self.lower(network))
+        known = self._each_or_error(pieces)
+        summed = sum(known[piece].latency_ms for piece in pieces)
+        # one operator's error is the same wherever it stands; errors of different ones are independent
+        parts = [(known[piece], calibration.slope * count) for piece, count in Counter(pieces).items()]
         latency = calibration.latency_ms(summed)
-        return latency, margin * latency + more + doubt
+        return latency, margin * latency + more + _NORMAL_FEASIBLE * deviation_ms(parts)
 
     def sum_of(self, ops: Sequence[Op]) -> float:
         """What operators that follow each other add up to in ms, calibrated but for the offset.
@@ -221,13 +223,24 @@ class LatencyModel:
         """
         return self.pooled.slope * sum(found.latency_ms for found in self._chain_or_error(ops))
 
+    def each_ms(self, ops: Sequence[Op]) -> list[float | None]:
+        """What each operator takes by itself in ms, calibrated but for the offset; None where nobody knows."""
+        pieces = [(op.deployed(),) for op in ops]
+        known = self._known(pieces)
+        slope = self.pooled.slope
+        return [None if (found := known[piece]) is None else slope * found.latency_ms for piece in pieces]
+
     def _chain_or_error(self, ops: Sequence[Op]) -> list[Known]:
-        known = self._chain(ops)
-        if len(known) < len(self.knowledge.pieces(ops)):
-            lacking = [op.key for piece, found in self._known(self.knowledge.pieces(ops)).items()
-                       if found is None for op in piece]  # fmt: skip
+        pieces = self.knowledge.pieces(ops)
+        known = self._each_or_error(pieces)
+        return [known[piece] for piece in pieces]
+
+    def _each_or_error(self, pieces: Sequence[Piece]) -> dict[Piece, Known]:
+        known = self._known(pieces)
+        lacking = [op.key for piece, found in known.items() if found is None for op in piece]
+        if lacking:
             raise HwnasError(f"{self.path} lacks operators such as '{lacking[0]}': profile the space, or add --measure")
-        return known
+        return {piece: found for piece, found in known.items() if found is not None}
 
     def missing(self, ops: Iterable[Op]) -> list[str]:
         """Keys of `ops` that the table lacks."""
@@ -311,7 +324,7 @@ def _calibrated(found: Sequence[tuple[float, float, float]]) -> Calibration:
     return calibrate(sums, measured, median(errors) if errors else None)
 
 
-def profile_command(space: Space | AtomSpace, model: LatencyModel) -> str:
+def profile_command(space: Space | WidthSpace, model: LatencyModel) -> str:
     """The command that adds a space to the model's table."""
     import shlex
 

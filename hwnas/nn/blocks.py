@@ -74,7 +74,7 @@ class ChannelShuffle(nn.Module):
         return torch.unflatten(x, 1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
-def _chain(
+def chain_of(
     layers: Iterable[ConvSpec | ShuffleSpec], norm: Norm, conv: Callable[[ConvSpec, Norm], nn.Module] = ConvNormAct
 ) -> nn.Sequential:
     chain = nn.Sequential()
@@ -89,7 +89,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, block: MBConv, norm: Norm) -> None:
         super().__init__()
-        self.convs = _chain((*block.layers(), block.project), norm)
+        self.convs = chain_of((*block.layers(), block.project), norm)
         self.residual = block.residual
 
     @property
@@ -113,8 +113,8 @@ class ShuffleUnit(nn.Module):
         super().__init__()
         # Into as many groups as there are pairs: the even channels come first, then the odd ones.
         self.shuffle = ChannelShuffle(block.cin // 2) if block.stride == 1 else None
-        self.projection = _chain(block.projection(), norm, conv)
-        self.main = _chain(block.main(), norm, conv)
+        self.projection = chain_of(block.projection(), norm, conv)
+        self.main = chain_of(block.main(), norm, conv)
 
     def cut(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What is kept and what goes through the main branch."""
@@ -141,8 +141,8 @@ class QuantUnit(nn.Module):
         self, block: QuantBlock, norm: Norm, conv: Callable[[ConvSpec, Norm], nn.Module] = ConvNormAct
     ) -> None:
         super().__init__()
-        self.shortcut = _chain(block.shortcut(), norm, conv)
-        self.main = _chain(block.main(), norm, conv)
+        self.shortcut = chain_of(block.shortcut(), norm, conv)
+        self.main = chain_of(block.main(), norm, conv)
         self.act = nn.ReLU()
 
     @property

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.atom_costs import AtomCost, Branch, LatencyCost
-from hwnas.spaces.atoms import AtomArch, AtomSpace, Widths
+from hwnas.atom_costs import AtomCost
+from hwnas.spaces.widths import AtomArch, Branch, Widths, WidthSpace
 
 STEPS_DOWN = 6
 """Stairs that one removal may go down: some are flat."""
@@ -29,6 +29,20 @@ class Limit:
         """Whether the upper end is within the limit."""
         return self.cost.upper(widths) <= self.most
 
+    def excess(self, estimate: float, near: Widths | None = None) -> float:
+        """What a net that costs about `estimate` costs above the limit, as a share of what the supernet does.
+
+        By how much an upper end exceeds an estimate (stairs that are not full are part of it) is taken from the net
+        `near`, or from the supernet.
+        """
+        full = self.cost.space.full
+        if near is None:
+            margin = self.cost.upper(full) / self.cost.total(full)
+        else:
+            margin = self.cost.upper(near) / max(1e-12, self.cost.estimate(near))
+        whole = self.cost.upper(full) - self.most
+        return (margin * estimate - self.most) / whole if whole > 0 else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Projected:
@@ -45,7 +59,7 @@ class Projected:
     met: bool
 
 
-def project(space: AtomSpace, importance: Importance, limits: Sequence[Limit], equal: bool = False) -> Projected:
+def project(space: WidthSpace, importance: Importance, limits: Sequence[Limit], equal: bool = False) -> Projected:
     """Removes atoms until every upper end is within its limit; as few as that takes, in order of importance per cost.
 
     With a limit in stairs, branches go down stair by stair, and all limits are judged on the net filled up to them.
@@ -68,7 +82,7 @@ def project(space: AtomSpace, importance: Importance, limits: Sequence[Limit], e
 class _State:
     """A net being projected: of each branch the most important atoms are kept."""
 
-    def __init__(self, space: AtomSpace, importance: Importance, stairs: bool) -> None:
+    def __init__(self, space: WidthSpace, importance: Importance, stairs: bool) -> None:
         self.space, self.stairs = space, stairs
         self.rising = {branch: np.sort(np.abs(importance.get(branch, np.zeros(0)))) for branch in space.branches()}
         self.keep = {branch: len(values) for branch, values in self.rising.items()}
@@ -78,8 +92,7 @@ class _State:
     def widths(self) -> Widths:
         """Of the deployed net."""
         kept = tuple(
-            tuple(self.keep[block, place] for place in range(len(spec.kernels)))
-            for block, spec in enumerate(self.space.blocks)
+            tuple(self.keep[block, place] for place in range(len(row))) for block, row in enumerate(self.space.full)
         )
         return self.space.aligned(AtomArch(self.space.name, kept)).widths if self.stairs else kept
 
@@ -100,10 +113,11 @@ class _State:
             scores.append(left / (1.0 if equal else prices[branch]))
             branches.append(np.full(atoms, number))
         names, score, owner = list(self.keep), np.concatenate(scores), np.concatenate(branches)
-        for block, spec in enumerate(self.space.blocks):  # the best atom of a block that changes the shape stays
-            mine = np.flatnonzero([names[number][0] == block for number in owner])
-            if not spec.residual and len(mine):
-                score[mine[np.argmax(score[mine])]] = np.inf
+        best = {name: (float(score[owner == number].max()), number) for number, name in enumerate(names)
+                if self.keep[name]}  # fmt: skip
+        for branch in self.space.survivors({name: worth for name, (worth, _) in best.items()}):
+            mine = np.flatnonzero(owner == best[branch][1])  # what the net cannot do without
+            score[mine[np.argmax(score[mine])]] = np.inf
         order = np.argsort(score, kind="stable")
         order = order[np.isfinite(score[order])]
         saved = np.cumsum([prices[names[owner[index]]] for index in order])
@@ -115,26 +129,21 @@ class _State:
 
     def removals(self, cost: AtomCost, equal: bool) -> list[tuple[float, Branch, int]]:
         """(importance lost per cost, branch, atoms left) of every removal by some stairs."""
-        found = []
-        per_atom = {} if isinstance(cost, LatencyCost) else cost.per_atom(self.widths())
+        found, widths = [], self.widths()
+        empty = frozenset(branch for branch, atoms in self.keep.items() if not atoms)
         for branch, atoms in self.keep.items():
-            for left in self._fewer(branch, atoms):
+            for left in self._fewer(branch, atoms, empty):
                 lost = self._lost(branch, atoms, left)
-                if equal:
-                    worth = float(atoms - left)
-                elif isinstance(cost, LatencyCost):
-                    worth = cost.saved(branch, self._stair(branch, atoms), left)
-                else:
-                    worth = (self._stair(branch, atoms) - left) * per_atom[branch]
+                worth = float(atoms - left) if equal else (
+                    cost.saved(widths, branch, self._stair(branch, atoms), left)
+                )  # fmt: skip
                 found.append((lost / worth, branch, left))
         return found
 
-    def _fewer(self, branch: Branch, atoms: int) -> list[int]:
+    def _fewer(self, branch: Branch, atoms: int, empty: frozenset[Branch]) -> list[int]:
         """Numbers of atoms that a branch may go down to in one removal."""
         options = [stair for stair in self.space.stairs(*branch) if stair < atoms][-STEPS_DOWN:]
-        spec = self.space.blocks[branch[0]]
-        others = any(self.keep[branch[0], place] for place in range(len(spec.kernels)) if place != branch[1])
-        return [left for left in options if left or spec.residual or others]
+        return [left for left in options if left or self.space.viable(empty | {branch})]
 
     def _stair(self, branch: Branch, atoms: int) -> int:
         return min(stair for stair in self.space.stairs(*branch) if stair >= atoms)
@@ -145,7 +154,7 @@ class _State:
         return float(sums[full - left] - sums[full - atoms])
 
 
-def _on(space: AtomSpace, widths: Widths, limits: Sequence[Limit]) -> Widths:
+def _on(space: WidthSpace, widths: Widths, limits: Sequence[Limit]) -> Widths:
     """Every branch on to its next stair where that costs no time: the device computes so many channels anyhow."""
     now = widths
     timed = [limit for limit in limits if limit.cost.in_stairs]

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from hwnas.atom_costs import AtomCost, Branch, EqualCost
+from hwnas.atom_costs import AtomCost, EqualCost
 from hwnas.errors import HwnasError
 from hwnas.nn.blocks import ChainNet
 from hwnas.nn.shrink import BranchRef, add_atoms, branches_of, cut_to, groups_of, importances, remove_atoms, widths_of
 from hwnas.search.atom_control import Controller
 from hwnas.search.atom_projection import Limit, project
 from hwnas.spaces.atoms import AtomSpace, Widths
+from hwnas.spaces.widths import Branch
 from hwnas.train.checkpoint import CheckpointStore, disk_errors, read_tensors, restore, tensors_of, write_atomically
 from hwnas.train.checkpoint import write_tensors as write
 from hwnas.train.ema import Ema, decay_at
@@ -202,20 +203,11 @@ class AtomTraining:
             tuple(expected.get((block, place), 0) for place in range(len(spec.kernels)))
             for block, spec in enumerate(self.space.blocks)
         )
-        self._excess = max(self._over(limit, widths) for limit in self.limits)
+        now = self.widths
+        self._excess = max(limit.excess(limit.cost.estimate(widths), now) for limit in self.limits)
         progress = done / self.steps
         if progress >= self._controller.start:
             self._controller.update(progress + AHEAD, self._excess, self.settings.control_steps / self.steps)
-
-    def _over(self, limit: Limit, widths: Widths) -> float:
-        """What a net costs above a limit, as a share of what the supernet does.
-
-        What its upper end is above its estimate (stairs that are not full among it) is taken from the net as it is.
-        """
-        now = self.widths
-        margin = limit.cost.upper(now) / max(1e-12, limit.cost.estimate(now))
-        whole = limit.cost.upper(self.space.full) - limit.most
-        return (margin * limit.cost.estimate(widths) - limit.most) / whole if whole > 0 else 0.0
 
     # -- removals ----------------------------------------------------------------------------------------------------
 
@@ -329,12 +321,27 @@ class AtomTraining:
         self._collect()
 
 
+class Resumable(Protocol):
+    """A method's training: what it knows beside tensors, its averages and its log."""
+
+    log: Log | None
+
+    @property
+    def ema(self) -> Ema: ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside tensors, as JSON."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes up a state, before the tensors are loaded."""
+
+
 @dataclass(frozen=True, slots=True)
 class AtomStore:
-    """The checkpoints of a training whose net changes its shape."""
+    """The checkpoints of a training that knows more than its tensors: averages, lambda, and the shape of its net."""
 
     files: CheckpointStore
-    training: AtomTraining
+    training: Resumable
 
     def save(self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
         """Writes net, optimizer, averages and what the method knows."""

@@ -15,14 +15,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwnas.atom_costs import AtomCost, EqualCost, LatencyCost, cheapest
+from hwnas.atom_costs import AtomCost, EqualCost, cheapest
 from hwnas.budget import Budget, format_cost
 from hwnas.errors import ClaimError, HwnasError
 from hwnas.progress import NullProgress, Progress, duration
 from hwnas.runs import NetFolder, RunFolder
 from hwnas.search.atom_projection import Limit
 from hwnas.search.request import SearchOutcome, configuration, finished, identity, net_name
-from hwnas.spaces.atoms import AtomArch, AtomSpace, Widths
+from hwnas.spaces.atoms import AtomSpace
+from hwnas.spaces.gated import GateSpace
+from hwnas.spaces.widths import STAIRS, AtomArch, Widths, WidthSpace, multiplied_by
 from hwnas.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from hwnas.train.loop import Batches
 
 METHODS = ("atomnas", "atomnas-equal", "width")
+GATE_METHODS = ("figs", "morphnet", "width", "random")
+"""Methods on spaces of gates (`hwnas.search.figs`)."""
 
 PROBE = 64
 """Images on which it is measured how much a removal changes the outputs."""
@@ -37,9 +41,9 @@ PROBE = 64
 
 @dataclass(frozen=True, slots=True)
 class AtomRequest:
-    """A search among atoms, fully resolved; its parts are those of `hwnas.search.request.SearchRequest`."""
+    """A search among atoms or gated channels, resolved; its parts are those of `hwnas.search.request.SearchRequest`."""
 
-    space: AtomSpace
+    space: WidthSpace
     data: str
     budgets: Sequence[Sequence[Budget]]
     costs: Mapping[str, AtomCost]
@@ -101,8 +105,9 @@ def search_atoms(request: AtomRequest, progress: Progress) -> SearchOutcome:
         HwnasError: the data, the folder or the training failed; the message says what to do.
     """
     began = time.monotonic()
-    if request.method not in METHODS:
-        raise ValueError(f"method {request.method!r} is not one of {METHODS}")
+    gated = isinstance(request.space, GateSpace)
+    if request.method not in (GATE_METHODS if gated else METHODS):
+        raise ValueError(f"method {request.method!r} is not one of {GATE_METHODS if gated else METHODS}")
     goals = [make_goal(request, budgets) for budgets in request.budgets]
     if len({goal.name for goal in goals}) < len(goals):
         raise HwnasError("the same budget is given twice: give each once")
@@ -110,13 +115,17 @@ def search_atoms(request: AtomRequest, progress: Progress) -> SearchOutcome:
         for budget, limit in zip(goal.budgets, goal.limits, strict=True):
             if limit.met(request.space.full):
                 progress.note(f"{budget} does not bind: every architecture of {request.space.name} meets it")
-    settings = {**identity(request), "atoms": request.recipe.atoms.model_dump()}
+    recipe = request.recipe
+    settings = {**identity(request), **(
+        {"gates": recipe.gates.model_dump(), "finetune": recipe.finetune.identity()} if gated
+        else {"atoms": recipe.atoms.model_dump()}
+    )}  # fmt: skip
     run = RunFolder.create(request.out, identity=settings, config=configuration(request))
     with run:
         if all(finished(run.net(goal.name), goal) for goal in goals):
             progress.note(f"{run.path} holds the results already")
         else:
-            work = _Work(request, progress, run)
+            work = _work(request, progress, run)
             for goal in goals:
                 if not finished(run.net(goal.name), goal):
                     work.make(goal)
@@ -125,20 +134,26 @@ def search_atoms(request: AtomRequest, progress: Progress) -> SearchOutcome:
     return SearchOutcome(run.path, request.method, request.space.name, time.monotonic() - began, len(results), results)
 
 
-def multiplied(space: AtomSpace, limits: Sequence[Limit]) -> Widths:
+def _work(request: AtomRequest, progress: Progress, run: RunFolder) -> Work:
+    if isinstance(request.space, GateSpace):
+        from hwnas.search.figs import GateWork
+
+        return GateWork(request, progress, run)
+    return Work(request, progress, run)
+
+
+def multiplied(space: WidthSpace, limits: Sequence[Limit]) -> Widths:
     """The widest net with one multiplier on all branches that meets every limit (by bisection)."""
     stairs = any(limit.cost.in_stairs for limit in limits)
 
     def at(factor: float) -> Widths:
-        rows = []
-        for block, spec in enumerate(space.blocks):
-            row = tuple(int(factor * atoms) for atoms in spec.hidden)
-            if stairs:
-                row = tuple(max(s for s in space.stairs(block, p) if s <= atoms) for p, atoms in enumerate(row))
-            if not any(row) and not spec.residual:
-                row = (space.stairs(block, 0)[1] if stairs else 1, *row[1:])
-            rows.append(row)
-        return tuple(rows)
+        rows = multiplied_by(space.full, factor)
+        if stairs:
+            rows = tuple(
+                tuple(max(s for s in space.stairs(block, place) if s <= atoms) for place, atoms in enumerate(row))
+                for block, row in enumerate(rows)
+            )
+        return space.revived(rows, {branch: -branch[1] for branch in space.branches()}, STAIRS[0][1] if stairs else 1)
 
     low, high = 0.0, 1.0
     if all(limit.met(at(1.0)) for limit in limits):
@@ -149,7 +164,7 @@ def multiplied(space: AtomSpace, limits: Sequence[Limit]) -> Widths:
     return at(low)
 
 
-class _Work:
+class Work:
     """The work between goals and results; the data is loaded here."""
 
     def __init__(self, request: AtomRequest, progress: Progress, run: RunFolder) -> None:
@@ -207,6 +222,7 @@ class _Work:
 
         request, recipe = self.request, self.request.recipe
         space = request.space
+        assert isinstance(space, AtomSpace)
         arch, settings, limits = space.supernet_arch, recipe.atoms, goal.limits
         if request.method == "width":
             arch = AtomArch(space.name, multiplied(space, goal.limits))
@@ -269,7 +285,7 @@ class _Work:
             write_net(folder, request.space, arch, net)
         landing = training.landing
         return {
-            **self._figures(goal, arch),
+            **self.figures(goal, arch),
             "net": goal.name,
             "method": request.method,
             "arch": request.space.to_json(arch),
@@ -285,7 +301,7 @@ class _Work:
             "key": goal.key,
         }
 
-    def _figures(self, goal: AtomGoal, arch: AtomArch) -> dict[str, Any]:
+    def figures(self, goal: AtomGoal, arch: AtomArch) -> dict[str, Any]:
         """What the net costs, and how much of its budgets it uses.
 
         Raises:
@@ -294,7 +310,7 @@ class _Work:
         request = self.request
         network = request.space.network(arch)
         latency = request.costs.get("latency")
-        ends = latency.ends(arch.widths) if isinstance(latency, LatencyCost) else None
+        ends = latency.ends(arch.widths) if latency is not None else None
         upper = {"latency": ends[1] if ends else None, "macs": network.macs, "params": network.params}
         used = []
         for budget in goal.budgets:

@@ -6,13 +6,15 @@ import difflib
 from typing import Any
 
 from hwnas.errors import HwnasError, UsageError
-from hwnas.spaces import atoms, channels, fbnet, proxyless, resnet, shufflenet
-from hwnas.spaces.atoms import AtomArch, AtomFamily, AtomSpace
+from hwnas.spaces import atoms, channels, fbnet, figs, proxyless, resnet, shufflenet
+from hwnas.spaces.atoms import AtomFamily, AtomSpace
 from hwnas.spaces.base import Arch, Family, Space
+from hwnas.spaces.gated import GateFamily, GateSpace
+from hwnas.spaces.widths import AtomArch, WidthSpace
 
 __all__ = [
-    "ATOM_SPACES", "SPACES", "Arch", "AtomArch", "AtomSpace", "Family", "Space", "arch_from_json", "atoms_from_json",
-    "find_space", "get_space",
+    "ATOM_SPACES", "GATE_SPACES", "SPACES", "Arch", "AtomArch", "AtomSpace", "Family", "GateSpace", "Space",
+    "WidthSpace", "arch_from_json", "atoms_from_json", "find_space", "get_space",
 ]  # fmt: skip
 
 SPACES: dict[str, Family] = {**proxyless.FAMILIES, **fbnet.FAMILIES, **shufflenet.FAMILIES, **channels.FAMILIES,
@@ -22,6 +24,9 @@ SPACES: dict[str, Family] = {**proxyless.FAMILIES, **fbnet.FAMILIES, **shufflene
 ATOM_SPACES: dict[str, AtomFamily] = atoms.FAMILIES
 """Every space of atoms (`--method atomnas`) by the name that is typed for it."""
 
+GATE_SPACES: dict[str, GateFamily] = figs.FAMILIES
+"""Every space of gates (`--method figs`) by the name that is typed for it; ``torchvision:NAME`` is one too."""
+
 MAX_CLASSES = 1_000_000
 
 
@@ -30,19 +35,22 @@ def get_space(name: str, *, image_size: int | None = None, num_classes: int | No
 
     Raises:
         UsageError: there is no such space, or it is not meant for such images or so many classes, or it is one of
-            atoms.
+            atoms or gates.
     """
     space = find_space(name, image_size=image_size, num_classes=num_classes)
     if isinstance(space, AtomSpace):
         raise UsageError(f"{name} is a space of atoms: it is for --method atomnas, atomnas-equal and width")
+    if isinstance(space, WidthSpace):
+        raise UsageError(f"{name} is a space of gates: it is for --method figs, morphnet, width and random")
     return space
 
 
-def find_space(name: str, *, image_size: int | None = None, num_classes: int | None = None) -> Space | AtomSpace:
-    """The space `name`, of slots or of atoms, for square RGB images.
+def find_space(name: str, *, image_size: int | None = None, num_classes: int | None = None) -> Space | WidthSpace:
+    """The space `name`, of slots, atoms or gates, for square RGB images.
 
     Args:
-        name: one of `SPACES` or `ATOM_SPACES`, and where its family has variants ``@`` and the variant.
+        name: one of `SPACES`, `ATOM_SPACES` or `GATE_SPACES`, and where its family has variants ``@`` and the
+            variant; or ``torchvision:NAME``.
         image_size: height and width in pixels; None is the space's own.
         num_classes: outputs of the classifier; None is the space's own.
 
@@ -50,15 +58,21 @@ def find_space(name: str, *, image_size: int | None = None, num_classes: int | N
         UsageError: there is no such space, or it is not meant for such images or so many classes.
     """
     base, variant = name.partition("@")[::2]
-    kind: dict[str, Family] | dict[str, AtomFamily] = ATOM_SPACES if base in ATOM_SPACES else SPACES
+    kind: dict[str, Family] | dict[str, AtomFamily] | dict[str, GateFamily] = SPACES
+    if base in ATOM_SPACES:
+        kind = ATOM_SPACES
+    elif base in GATE_SPACES:
+        kind = GATE_SPACES
+    elif base.startswith(figs.TORCHVISION):
+        kind = {base: figs.torchvision_family(base)}
     family = kind.get(base)
     if family is None:
-        names = [*SPACES, *ATOM_SPACES]
+        names = [*SPACES, *ATOM_SPACES, *GATE_SPACES]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"no space is called {name[:80]!r}: {hint}Spaces: {', '.join(names)}")
+        raise UsageError(f"no space is called {name[:80]!r}: {hint}Spaces: {', '.join(names)}, torchvision:NAME")
     variants = "" if isinstance(family, AtomFamily) else family.variants
-    if "@" in name and not (variant and variants):
+    if "@" in name and (not (variant and variants) or (isinstance(family, GateFamily) and variant != variants)):
         raise UsageError(f"{name[:80]!r} is no space: write {base}{f'@{variants}' if variants else ''}")
     size = family.image_size if image_size is None else image_size
     smallest, largest = family.image_sizes
@@ -79,7 +93,7 @@ def arch_from_json(data: Any) -> tuple[Space, Arch]:
         HwnasError: it is not such a document, or its parts do not fit each other.
     """
     space = _space_of(data)
-    if isinstance(space, AtomSpace):
+    if isinstance(space, WidthSpace):
         raise HwnasError(f"architecture: {space.name} has no genes")
     arch = Arch(space.name, tuple(_integers(data, "genes")))
     space.check(arch)
@@ -87,14 +101,14 @@ def arch_from_json(data: Any) -> tuple[Space, Arch]:
     return space, arch
 
 
-def atoms_from_json(data: Any) -> tuple[AtomSpace, AtomArch]:
-    """The architecture, and its space, from what `AtomSpace.to_json` gives; nothing in `data` is trusted.
+def atoms_from_json(data: Any) -> tuple[WidthSpace, AtomArch]:
+    """The architecture, and its space, from what `WidthSpace.to_json` gives; nothing in `data` is trusted.
 
     Raises:
         HwnasError: it is not such a document, or its parts do not fit each other.
     """
     space = _space_of(data)
-    if not isinstance(space, AtomSpace):
+    if not isinstance(space, WidthSpace):
         raise HwnasError(f"architecture: {space.name} has no widths")
     if tuple(_integers(data, "kernels")) != space.kernels:
         raise HwnasError(f"architecture: the kernels of {space.name} are {', '.join(map(str, space.kernels))}")
@@ -107,7 +121,7 @@ def atoms_from_json(data: Any) -> tuple[AtomSpace, AtomArch]:
     return space, arch
 
 
-def _space_of(data: Any) -> Space | AtomSpace:
+def _space_of(data: Any) -> Space | WidthSpace:
     """The space that a document of an architecture names."""
     if not isinstance(data, dict):
         raise HwnasError("not an architecture: a JSON object with space and genes was expected")

@@ -7,18 +7,18 @@ an architecture says how many atoms of each kernel every block has.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from hwnas.errors import HwnasError
 from hwnas.network import Network, NetworkBuilder, Ref
 from hwnas.ops import Op, Shape
 from hwnas.spaces.chain import Block, ConvSpec, NetSpec, Stage, slots_of
 from hwnas.spaces.mobile import MBConv
+from hwnas.spaces.widths import AtomArch as AtomArch
+from hwnas.spaces.widths import Branch, WidthSpace
+from hwnas.spaces.widths import Widths as Widths
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +27,6 @@ if TYPE_CHECKING:
 
 KERNELS = (3, 5, 7)
 """Depthwise kernels of the published space."""
-
-STAIRS = ((64, 8), (128, 16), (512, 32), (2048, 128))
-"""Up to so many atoms in a branch (left) it grows by so many (right)."""
-
-Widths = tuple[tuple[int, ...], ...]
-"""Atoms of each kernel, of each searchable block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,19 +117,6 @@ class AtomBlock(Block):
 
 
 @dataclass(frozen=True, slots=True)
-class AtomArch:
-    """One architecture: a space's name and the atoms of each kernel of its blocks."""
-
-    space: str
-    widths: Widths
-
-    @property
-    def atoms(self) -> int:
-        """How many there are."""
-        return sum(map(sum, self.widths))
-
-
-@dataclass(frozen=True, slots=True)
 class AtomTable:
     """A space of this family.
 
@@ -168,7 +149,7 @@ TABLES = {
 """The spaces by name. B and C differ in the published penalty only; `atomnas-tiny` is for images of 28 to 64 pixels."""
 
 
-class AtomSpace:
+class AtomSpace(WidthSpace):
     """The architectures of an `AtomTable`, for one input shape and number of classes.
 
     Attributes:
@@ -203,21 +184,6 @@ class AtomSpace:
         """Blocks of a net before the searchable ones."""
         return len(self._frame.blocks)
 
-    @property
-    def supernet_arch(self) -> AtomArch:
-        """The architecture with every atom."""
-        return AtomArch(self.name, self.full)
-
-    @property
-    def size(self) -> int:
-        """How many architectures there are, counted as the paper does: any number of atoms in every branch."""
-        return math.prod(atoms + 1 for widths in self.full for atoms in widths)
-
-    @property
-    def log10_size(self) -> float:
-        """Logarithm of `size`."""
-        return sum(math.log10(atoms + 1) for widths in self.full for atoms in widths)
-
     def net(self, arch: AtomArch) -> NetSpec:
         """The architecture as a table of layers.
 
@@ -238,35 +204,11 @@ class AtomSpace:
 
         return chain_net(self.net(arch), generator=generator)
 
-    def sample(self, rng: np.random.Generator) -> AtomArch:
-        """An architecture with any number of atoms in each branch, uniformly and independently."""
-        found = []
-        for block in self.blocks:
-            widths = tuple(int(rng.integers(atoms + 1)) for atoms in block.hidden)
-            found.append(widths if any(widths) or block.residual else (1, *widths[1:]))
-        return AtomArch(self.name, tuple(found))
-
-    def stairs(self, block: int, place: int) -> tuple[int, ...]:
-        """Numbers of atoms that a branch of a net with a latency budget may have; the first is none.
-
-        A device computes channels in blocks: those in between cost as much as the next stair, or more (a number that
-        is no multiple of four makes ONNX Runtime leave its fast layout). Only these are profiled.
-        """
-        full = self.full[block][place]
-        found, atoms = [0], 0
-        while atoms < full:
-            step = next((step for limit, step in STAIRS if atoms < limit), STAIRS[-1][1])
-            atoms = min(full, atoms + step)
-            found.append(atoms)
-        return tuple(found)
-
-    def aligned(self, arch: AtomArch) -> AtomArch:
-        """The architecture with every branch filled up to its next stair."""
-        widths = tuple(
-            tuple(min(s for s in self.stairs(block, place) if s >= atoms) for place, atoms in enumerate(row))
-            for block, row in enumerate(arch.widths)
+    def viable(self, empty: frozenset[Branch]) -> bool:
+        return all(
+            block.residual or any((index, place) not in empty for place in range(len(block.kernels)))
+            for index, block in enumerate(self.blocks)
         )
-        return AtomArch(arch.space, widths)
 
     def check(self, arch: AtomArch) -> None:
         """Refuses an architecture of another space or with impossible widths.
@@ -274,10 +216,7 @@ class AtomSpace:
         Raises:
             HwnasError: it says what does not fit.
         """
-        if arch.space != self.name:
-            raise HwnasError(f"an architecture of space {arch.space!r} does not fit {self.name!r}")
-        if len(arch.widths) != len(self.blocks):
-            raise HwnasError(f"{self.name} has {len(self.blocks)} blocks, the architecture has {len(arch.widths)}")
+        self.check_rows(arch)
         for index, (block, widths) in enumerate(zip(self.blocks, arch.widths, strict=True)):
             if len(widths) != len(block.hidden):
                 raise HwnasError(f"{self.name}: block {index} has {len(block.hidden)} kernels, not {len(widths)}")
@@ -296,22 +235,6 @@ class AtomSpace:
             or "skip"
             for widths in arch.widths
         ]
-
-    def to_json(self, arch: AtomArch) -> dict[str, Any]:
-        """The JSON form of `arch.json`; `hwnas.spaces.arch_from_json` reads it."""
-        return {
-            "format": 1,
-            "space": self.name,
-            "input_shape": list(self.input_shape),
-            "num_classes": self.num_classes,
-            "kernels": list(self.kernels),
-            "widths": [list(widths) for widths in arch.widths],
-            "layers": self.describe(arch),
-        }
-
-    def branches(self) -> list[tuple[int, int]]:
-        """(block, place among the kernels) of every branch, in order."""
-        return [(index, place) for index, block in enumerate(self.blocks) for place in range(len(block.kernels))]
 
     def block_shapes(self) -> list[Shape]:
         """What arrives at each searchable block."""

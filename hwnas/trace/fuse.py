@@ -29,6 +29,13 @@ def fuse(graph: Graph, outputs: Sequence[Value]) -> Network:
     return _network(graph, fuser.alive, outputs[0].ref)
 
 
+def fused_steps(graph: Graph, outputs: Sequence[Value]) -> list[Step]:
+    """The steps of the deployed network, fused in place: each gives what the last step that it absorbed gave."""
+    fuser = _Fuser(graph, [value.ref for value in outputs])
+    fuser.run()
+    return [graph.steps[index] for index in sorted(fuser.alive)]
+
+
 class _Fuser:
     """One sweep in topological order: when a step is looked at, everything before it is fused already."""
 

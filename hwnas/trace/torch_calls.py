@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hwnas.nn.blocks import Dropout
 from hwnas.nn.quantise import QuantConv2d
 from hwnas.ops import Op, Shape
 from hwnas.trace.graph import BIAS, PAD, SCALE, SHIFT, Graph, Value, broadcast_mul, is_channel_axis
@@ -320,7 +321,9 @@ MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.ZeroPad2d: lambda call, layer, x: _pad(call, x, layer.padding),
     nn.ChannelShuffle: lambda call, layer, x: _shuffle(call, x, layer.groups),
     **dict.fromkeys([nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm], lambda call, _layer, x: _norm(call, x)),
-    **dict.fromkeys([nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity], lambda call, _layer, x: _same(call, x)),
+    **dict.fromkeys(
+        [nn.Dropout, Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity], lambda call, _layer, x: _same(call, x)
+    ),
     **dict.fromkeys([nn.Flatten, nn.Unflatten], lambda call, _layer, x: _reshape(call, x)),
 }
 """What is understood of torch's layers; exact types, because a subclass may compute something else."""

@@ -7,7 +7,9 @@ neither the module nor its training mode is touched.
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,16 +30,52 @@ def read_module(module: nn.Module, input_shape: Shape) -> Network:
     Raises:
         HwnasError: torch.fx cannot trace it, or it does not take such images.
     """
+    reading = read_steps(module, input_shape)
+    return fuse(reading.graph, reading.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was read of a module.
+
+    Attributes:
+        traced: as torch.fx traced it, on the meta device and in inference.
+        graph: its steps, before any fusion.
+        values: what each node of `traced` gives, by its name: a `Value`, several of them, or nothing of the image's.
+        layers: for each step that is a call of a layer, the path of the layer.
+        outputs: what it returns.
+    """
+
+    traced: fx.GraphModule
+    graph: Graph
+    values: dict[str, Any]
+    layers: dict[int, str]
+    outputs: list[Value]
+
+
+def read_steps(module: nn.Module, input_shape: Shape, *, deployed: bool = True) -> Reading:
+    """The steps of `module` for one image of `input_shape`, before any fusion.
+
+    Args:
+        module: not changed.
+        input_shape: channels, height, width.
+        deployed: in the form in which its parts are deployed, else as it is trained.
+
+    Raises:
+        HwnasError: torch.fx cannot trace it, or it does not take such images.
+    """
     name = type(module).__name__
     if len(input_shape) != 3:
         raise HwnasError(f"{name}: images are (channels, height, width), not {input_shape}")
     try:
-        copied = deploy(_without_weights(module))
+        copied = _without_weights(module)
+        copied = deploy(copied) if deployed else copied
         traced = fx.GraphModule(copied, _Tracer().trace(copied))
     except Exception as error:  # tracing runs the user's code
-        raise HwnasError(
-            f"{name} cannot be traced ({_line(error)}): export it to ONNX (torch.onnx.export) and pass the file"
-        ) from error
+        mend = "export it to ONNX (torch.onnx.export) and pass the file" if deployed else (
+            "take what depends on an image's values or shape out of its forward"
+        )  # fmt: skip
+        raise HwnasError(f"{name} cannot be traced ({_line(error)}{_where(error)}): {mend}") from error
     reader = _Reader(traced, Graph(input_shape))
     try:
         with torch.no_grad():
@@ -49,7 +87,18 @@ def read_module(module: nn.Module, input_shape: Shape) -> Network:
         ) from error
     if not reader.outputs:
         raise HwnasError(f"{name} returns nothing that depends on its image")
-    return fuse(reader.read, reader.outputs)
+    values = {node.name: value for node, value in reader.values.items()}
+    return Reading(traced, reader.read, values, reader.layers, reader.outputs)
+
+
+def _where(error: Exception) -> str:
+    """The line of the module's own code at which tracing failed."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
+    return f", in {frames[-1].filename} line {frames[-1].lineno}" if frames else ""
+
+
+def _is_library(path: str) -> bool:
+    return "/torch/" in path or path == __file__ or path.startswith("<")
 
 
 def _line(error: Exception) -> str:
@@ -61,10 +110,15 @@ def _without_weights(module: nn.Module) -> nn.Module:
     """A copy in eval mode whose parameters and buffers are on the meta device."""
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+        memo[id(parameter)] = nn.Parameter(_shape_of(parameter), requires_grad=False)
     for buffer in module.buffers():
-        memo[id(buffer)] = buffer.detach().to("meta")
+        memo[id(buffer)] = _shape_of(buffer)
     return copy.deepcopy(module, memo).eval()
+
+
+def _shape_of(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same shape without data, in the precision of the image that is passed through."""
+    return tensor.detach().to("meta", torch.float32 if tensor.is_floating_point() else tensor.dtype)
 
 
 class _Tracer(fx.Tracer):
@@ -81,6 +135,7 @@ class _Reader(fx.Interpreter):
         super().__init__(module)
         self.read = graph
         self.values: dict[fx.Node, Any] = {}
+        self.layers: dict[int, str] = {}
         self.outputs: list[Value] = []
 
     def run_node(self, n: fx.Node) -> Any:
@@ -130,6 +185,8 @@ class _Reader(fx.Interpreter):
             del self.read.steps[steps:]
             values = self.read.unknown(inputs, call.shapes, label)
             value = values if isinstance(result, tuple | list) else values[0]
+        if n.op == "call_module":
+            self.layers.update(dict.fromkeys(range(steps, len(self.read.steps)), str(n.target)))
         return value
 
 

@@ -54,6 +54,10 @@ class Ema:
                 for name, buffer in module.named_buffers():
                     buffer.copy_(buffers[name])
 
+    def write(self, module: nn.Module) -> None:
+        """Makes the averages the module's parameters, for good."""
+        self._write(module, self.shadow)
+
     @staticmethod
     @torch.no_grad()
     def _write(module: nn.Module, values: dict[str, Tensor]) -> None:

@@ -44,14 +44,30 @@ LOG_STEPS = 10
 
 
 def learning_rate(phase: Phase, step: int) -> float:
-    """Learning rate of a step (from 0): linear warm-up to the peak, then decay, to 0 at the end but for a staircase."""
+    """Learning rate of a step (from 0): linear warm-up to the peak, then decay; linear and cosine end at 0."""
     if step < phase.warmup_steps:
         return phase.lr * (step + 1) / (phase.warmup_steps + 1)
     if phase.schedule == "staircase":
         return float(phase.lr * phase.decay ** ((step - phase.warmup_steps) // phase.decay_steps))
+    if phase.schedule == "exponential":
+        return float(phase.lr * phase.decay ** ((step - phase.warmup_steps) / phase.decay_steps))
     progress = (step - phase.warmup_steps) / max(1, phase.steps - phase.warmup_steps)
     left = 1 - progress if phase.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return phase.lr * left
+
+
+def set_rates(optimizer: torch.optim.Optimizer, phase: Phase, step: int) -> float:
+    """Sets an optimizer's learning rates for a step, and Adam's epsilon where it is TensorFlow's; returns the rate.
+
+    TensorFlow 1 divides by ``sqrt(v) + eps`` with v not yet corrected for its bias: in torch's terms, by an epsilon
+    that is ``1 / sqrt(1 - beta2^t)`` times as large.
+    """
+    lr = learning_rate(phase, step)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if phase.tf_epsilon and "eps" in group:
+            group["eps"] = phase.eps / math.sqrt(1 - group["betas"][1] ** (step + 1))
+    return lr
 
 
 def make_optimizer(module: nn.Module, phase: Phase) -> torch.optim.Optimizer:
@@ -76,7 +92,9 @@ def _optimizer(module: nn.Module, phase: Phase) -> torch.optim.Optimizer:
         return RMSProp(groups, lr=phase.lr, momentum=phase.momentum)
     if phase.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=phase.lr, momentum=phase.momentum, foreach=True)
-    return torch.optim.AdamW(groups, lr=phase.lr, fused=True)
+    if phase.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=phase.lr, eps=phase.eps, foreach=True)
+    return torch.optim.AdamW(groups, lr=phase.lr, eps=phase.eps, fused=True)
 
 
 @lru_cache(maxsize=2)
@@ -245,9 +263,7 @@ def train(
     dropouts = [part for part in module.modules() if isinstance(part, Dropout)]
     with progress.start(phase.steps, description, first) as task:
         for step in range(first, last):
-            lr = learning_rate(phase, step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            lr = set_rates(optimizer, phase, step)
             images, labels = batches.at(step)
             for place, dropout in enumerate(dropouts):
                 stream = batches.of_rank(f"{batches.stream} dropout {place}")

@@ -21,13 +21,18 @@ class Phase(BaseModel):
     Attributes:
         steps: optimizer steps; 0 trains nothing.
         batch_size: images of a step.
-        optimizer: ``sgd`` (Nesterov-free momentum), ``adamw`` or ``rmsprop`` (`hwnas.train.rmsprop`).
+        optimizer: ``sgd`` (Nesterov-free momentum), ``adamw``, ``adam`` (weight decay in the gradient) or ``rmsprop``
+            (`hwnas.train.rmsprop`).
+        eps: of Adam and AdamW. FiGS trains with 1.0: a step is then in proportion to the gradient.
+        tf_epsilon: epsilon as TensorFlow 1 has it, behind the bias correction: with 1.0 the first steps are shorter,
+            by ``sqrt(1 - 0.999^t)`` (0.03 at the first, 0.31 at the 100th), a warm-up that torch's Adam lacks.
         lr: peak learning rate.
         momentum: of SGD and RMSProp.
         weight_decay: on weights of two or more dimensions only, never on biases and BatchNorm. SGD adds it to the
             gradient, AdamW decays the weight itself.
         warmup_steps: steps in which the learning rate rises linearly from 0.
-        schedule: ``linear`` or ``cosine`` decay to 0, or a ``staircase`` of `decay` every `decay_steps` steps.
+        schedule: ``linear`` or ``cosine`` decay to 0, or a ``staircase`` of `decay` every `decay_steps` steps, or
+            ``exponential``: the same, smooth.
         label_smoothing: of the cross entropy.
         crop_padding: pixels of zeros around the image before a random crop back to its size.
         crop_scale: least share of the image that a random crop, scaled back to its size, keeps; 1 keeps all of it.
@@ -42,12 +47,14 @@ class Phase(BaseModel):
 
     steps: int = Field(ge=0)
     batch_size: int = Field(ge=2)
-    optimizer: Literal["sgd", "adamw", "rmsprop"]
+    optimizer: Literal["sgd", "adamw", "adam", "rmsprop"]
+    eps: float = Field(default=1e-8, gt=0)
+    tf_epsilon: bool = False
     lr: float = Field(gt=0, le=1e38)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
-    schedule: Literal["linear", "cosine", "staircase"] = "cosine"
+    schedule: Literal["linear", "cosine", "staircase", "exponential"] = "cosine"
     decay: float = Field(default=0.97, gt=0, le=1)
     decay_steps: int = Field(default=1, ge=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -59,9 +66,9 @@ class Phase(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """What the weights depend on; keys that recipes of earlier versions did not have are there when they matter."""
-        unused = set() if self.schedule == "staircase" else {"decay", "decay_steps"}
+        unused = set() if self.schedule in ("staircase", "exponential") else {"decay", "decay_steps"}
         changed = self.model_dump(exclude_defaults=True)
-        unused |= {"crop_scale", "jitter", "widening"} - changed.keys()
+        unused |= {"crop_scale", "jitter", "widening", "eps", "tf_epsilon"} - changed.keys()
         return self.model_dump(exclude=unused)
 
 
@@ -149,10 +156,53 @@ class Atoms(BaseModel):
     land: float = Field(default=0.6, gt=0, le=1)
 
 
+class Gates(BaseModel):
+    """FiGS (Chaudhuri et al. 2020): how gates on channels are learned, and MorphNet beside it.
+
+    Attributes:
+        tau: temperature of the masks; `backward_tau`: of the gradient's path through them, None is `tau`, as in the
+            paper. At 0.001 a mask has a gradient in one step of a thousand: enough for the paper's 250,000 steps.
+        start: logits in the beginning.
+        lr: of the logits, the same in every step; None is that of the weights. Their Adam has an epsilon of 1.0, so
+            that a step is `lr` times the gradient: without it lambda would hardly matter. The paper's 1.6 is for
+            250,000 steps; fewer need more.
+        penalty: lambda, of the cost as a share of the whole net's: with a budget where the controller begins, without
+            one for the whole search.
+        form: the penalty is of the ``expected`` cost (equation 6) or of the ``sampled`` one (equation 5).
+        latency: by the table's ``curves`` or ``bilinear``, see `hwnas.gate_costs.GateLatency`.
+        export: ``expected`` keeps floor(sum of pi) channels of each group, those of the largest pi; ``alive`` those
+            that are more likely there than not. Under a budget both are then brought onto it.
+        ramp: share of the search in which lambda rises linearly from 0.
+        ema_decay: of the moving averages of all parameters, in both phases.
+        control_steps: steps between two changes of lambda under a budget.
+        inherit: retraining begins with the search's weights; the paper's begins anew.
+        threshold: of MorphNet: a channel is dead where its BatchNorms' scales are no larger.
+        random_nets: nets that the random baseline trains, the best of which (by validation) it answers with.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tau: float = Field(default=1e-3, gt=0)
+    backward_tau: float | None = Field(default=None, gt=0)
+    start: float = 2.5
+    lr: float | None = Field(default=None, gt=0)
+    penalty: float = Field(default=1.0, ge=0)
+    form: Literal["expected", "sampled"] = "expected"
+    latency: Literal["curves", "bilinear"] = "curves"
+    export: Literal["expected", "alive"] = "expected"
+    ramp: float = Field(default=0.0, ge=0, lt=1)
+    ema_decay: float = Field(default=0.9997, gt=0, lt=1)
+    control_steps: int = Field(default=10, ge=1)
+    inherit: bool = True
+    threshold: float = Field(default=0.01, gt=0)
+    random_nets: int = Field(default=3, ge=1)
+
+
 class Recipe(BaseModel):
     """A whole search: what trains the supernet, scores candidates, evolves them and fine-tunes what was found.
 
-    A search among atoms uses `supernet` (its one training), `scoring.recalibrate_images`, and `atoms`.
+    A search among atoms uses `supernet` (its one training), `scoring.recalibrate_images`, and `atoms`. One by gates
+    uses `supernet` (the search), `finetune` (the retraining), `scoring.recalibrate_images`, and `gates`.
 
     Attributes:
         sampling: of the supernet's paths; None samples uniformly from all.
@@ -170,6 +220,7 @@ class Recipe(BaseModel):
     train: Phase | None = None
     zero_init_residual: bool = True
     atoms: Atoms = Atoms()
+    gates: Gates = Gates()
 
 
 def recipe_names() -> list[str]:

@@ -25,7 +25,7 @@ from hwnas.errors import HwnasError
 from hwnas.progress import NullProgress, Progress, duration
 from hwnas.runs import NetFolder, RunFolder, read_json
 from hwnas.search.data import read_splits
-from hwnas.spaces import Arch, AtomArch, AtomSpace, Space, arch_from_json, atoms_from_json
+from hwnas.spaces import Arch, AtomArch, Space, WidthSpace, arch_from_json, atoms_from_json
 from hwnas.train.chance import step_rng, torch_generator
 from hwnas.train.checkpoint import CheckpointStore, write_atomically
 from hwnas.train.data import DataSplits
@@ -35,7 +35,7 @@ from hwnas.train.loop import MetricsLog
 from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Phase
 
-AnySpace = Space | AtomSpace
+AnySpace = Space | WidthSpace
 
 STARTS = ("scratch", "inherited")
 """Where a training begins: with fresh weights, or with those that the search left."""

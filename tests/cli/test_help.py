@@ -62,12 +62,14 @@ def test_the_help_of_all_names_every_command_and_lists_no_other(hwnas: Hwnas) ->
 @pytest.mark.parametrize("command", ["profile", "search"])
 def test_the_help_names_every_space(hwnas: Hwnas, command: str) -> None:
     from hwnas.cli.choices import ATOM_SPACES as ATOMS
+    from hwnas.cli.choices import GATE_SPACES as GATES
     from hwnas.cli.choices import SPACES as NAMED
 
-    from hwnas.spaces import ATOM_SPACES, SPACES
+    from hwnas.spaces import ATOM_SPACES, GATE_SPACES, SPACES
 
     assert set(SPACES) == {f"{name}{form}" for name in NAMED for form in ("", "-tiny")}
     assert set(ATOMS) == set(ATOM_SPACES)
+    assert {form for name in GATES for form in (name, f"{name}-tiny")} == set(GATE_SPACES)
     text = " ".join(hwnas(command, "--help").stdout.split()).replace("- ", "-")  # lines end at hyphens too
     assert all(name in text for name in NAMED)
 

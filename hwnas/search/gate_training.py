@@ -1,0 +1,394 @@
+"""What FiGS does in every step of its architecture learning (Chaudhuri et al. 2020), and MorphNet beside it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hwnas.errors import HwnasError
+from hwnas.gate_costs import GateCost
+from hwnas.nn.gates import GatedNet, GatedNorm, GatedNorm1d
+from hwnas.search.atom_control import Controller
+from hwnas.search.atom_projection import Limit, project
+from hwnas.search.atom_training import COURSE_ENDS, Landing, Log
+from hwnas.spaces.gated import GateSpace
+from hwnas.spaces.widths import Branch, Widths
+from hwnas.train.ema import Ema
+from hwnas.train.loop import step_rng, torch_generator
+from hwnas.train.recipe import Gates
+
+DRIFT = 3.0
+"""Under a budget lambda begins where the dearest logits would fall by so much in a search if the task had no say."""
+
+AHEAD = 0.08
+"""Share of a search by which the controller looks ahead, along the way the cost has gone since its last look: logits
+fall for some time before channels go, and without it lambda would swing."""
+
+UNDER = 0.97
+"""A net that uses less of its budget than this is filled up again with the worthiest of the channels that went."""
+
+
+@dataclass
+class GateTraining(ABC):
+    """Penalty, averages and controller: the hooks of one search; at its end the net is brought onto its budget.
+
+    Attributes:
+        space, net, optimizer: what trains.
+        cost: what the penalty is in proportion to.
+        limits: that the net has to meet; empty for a fixed lambda.
+        settings: of the recipe.
+        steps: of the search.
+        seed: of the noise.
+        log: where lambda and the cost are noted.
+    """
+
+    space: GateSpace
+    net: GatedNet
+    optimizer: torch.optim.Optimizer
+    cost: GateCost
+    limits: tuple[Limit, ...]
+    settings: Gates
+    steps: int
+    seed: int = 0
+    log: Log | None = None
+    ema: Ema = field(init=False)
+    penalty: float = field(init=False, default=0.0)
+    landing: Landing | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.ema = Ema(self.net, self.settings.ema_decay)
+        self._group_of = torch.from_numpy(self.space.channels.group_of())
+        self._whole = self.cost.estimate(self.space.full)
+        self._started()
+        self._fall, self._first, self._excess = 0.0, 1.0, 1.0
+        if self.limits:  # gates begin a little closed: the course begins where they are
+            self._first = max(0.05, self._over())
+            self._excess = self._over() / self._first
+        self._controller = Controller(self._first_penalty(), self.settings.ramp, COURSE_ENDS)
+
+    # -- what the methods differ in ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _started(self) -> None:
+        """Prepares what a method needs."""
+
+    def _first_penalty(self) -> float:
+        """Where the controller begins."""
+        return self.settings.penalty
+
+    @abstractmethod
+    def forward(self, images: Tensor, step: int) -> Tensor:
+        """Class scores of a batch in a step."""
+
+    @abstractmethod
+    def _penalise(self, prices: Tensor, lr: float) -> None:
+        """Adds the penalty's gradient; `prices` are lambda times what each channel costs [channels]."""
+
+    @abstractmethod
+    def worth(self) -> Tensor:
+        """How much each channel is wanted, float [channels]: what goes first is worth least."""
+
+    @abstractmethod
+    def sums(self) -> NDArray[np.float64]:
+        """How many channels each group has now, or will have [groups]."""
+
+    @abstractmethod
+    def wanted(self) -> Widths:
+        """The widths that the search has come to."""
+
+    # -- every step --------------------------------------------------------------------------------------------------
+
+    def before_update(self, step: int, lr: float) -> None:
+        """Adds the penalty's gradient."""
+        self.penalty = self._penalty(step)
+        prices = self.penalty / self._whole * self.cost.slopes(self.sums()) if self.penalty else None
+        if prices is not None:
+            self._penalise(torch.from_numpy(prices).float()[self._group_of].to(self.net.logits.device), lr)
+        else:
+            self._penalise(torch.zeros_like(self.net.logits), lr)
+
+    def after_update(self, done: int) -> None:
+        """Averages; now and then lambda; at the end the net is brought onto its budget."""
+        self.ema.update(self.net)
+        if done % self.settings.control_steps == 0:
+            self._control(done)
+        if done % (2 * self.settings.control_steps) == 0 or done == self.steps:
+            self._note(done)
+
+    def _penalty(self, step: int) -> float:
+        progress = step / self.steps
+        if not self.limits:
+            ramp = min(1.0, progress / self.settings.ramp) if self.settings.ramp else 1.0
+            return ramp * self.settings.penalty
+        return self._controller.at(progress, self._excess)
+
+    def _control(self, done: int) -> None:
+        if not self.limits:
+            if not self.space.viable(self.space.empty_of(self.wanted())):
+                raise HwnasError(
+                    f"all channels that the image needs to reach the output died by step {done}: a penalty of "
+                    f"{self.settings.penalty:g} is too strong; lower gates.penalty in the recipe, or give a budget "
+                    "(the last checkpoint before is kept)"
+                )
+            return
+        before, passed = self._excess, self.settings.control_steps / self.steps
+        self._excess = self._over() / self._first
+        self._fall += (self._excess - before - self._fall) * 0.5
+        progress = done / self.steps
+        if progress >= self._controller.start:
+            expected = self._excess + AHEAD * self._fall / passed
+            self._controller.update(progress + AHEAD, expected, passed)
+
+    def _over(self) -> float:
+        """What the net costs now above its limits, as a share of what the whole net does."""
+        sums = self.sums()
+        return max(limit.excess(float(_of(limit).smooth(sums))) for limit in self.limits)
+
+    def _note(self, done: int) -> None:
+        if self.log is not None:
+            sums = self.sums()
+            row = {"step": done, "penalty": self.penalty, "excess": self._excess, "channels": float(sums.sum())}
+            costs = {limit.cost.name: float(_of(limit).smooth(sums)) for limit in self.limits}
+            self.log.add({**row, self.cost.name: float(self.cost.smooth(sums)), **costs})
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def land(self) -> tuple[Widths, Tensor]:
+        """The widths of the net that was found, and which channels it keeps [channels].
+
+        Raises:
+            HwnasError: no net of the space meets the limits.
+        """
+        worth = self.worth().double().cpu()
+        widths = self.space.revived(self.wanted(), self._best(worth))
+        first = self.limits[0].cost if self.limits else self.cost
+        before, controlled = first.estimate(self.space.full), first.estimate(widths)
+        if self.limits:
+            widths = self._projected(widths, worth)
+        self.landing = Landing(self.steps, before, controlled, first.estimate(widths))
+        return widths, self._keep(widths, worth)
+
+    def _projected(self, widths: Widths, worth: Tensor) -> Widths:
+        found = project(self.space, self._importance(widths, worth), self.limits)
+        used = max(limit.cost.upper(found.widths) / limit.most for limit in self.limits) if found.met else 0.0
+        if not found.met or used < UNDER:  # too much went, or what is left does not fit: from the whole net down
+            again = project(self.space, self._importance(self.space.full, worth), self.limits)
+            found = again if again.met else found
+        if not found.met:
+            raise HwnasError("the budget cannot be met by removing channels: give a larger one")
+        if not any(limit.cost.in_stairs for limit in self.limits):
+            return found.widths
+        return self._filled(found.widths, worth)
+
+    def _filled(self, widths: Widths, worth: Tensor) -> Widths:
+        """Stairs that still fit are taken back, the worthiest for what they cost first: the last one down was high."""
+        values = self._importance(self.space.full, worth)
+        cost = _of(self.limits[0])
+        while True:
+            best: tuple[float, Widths] | None = None
+            for branch in self.space.branches():
+                group, now = branch[0], widths[branch[0]][0]
+                higher = next((stair for stair in self.space.stairs(*branch) if stair > now), None)
+                if higher is None or not now:
+                    continue
+                more = (*widths[:group], (higher,), *widths[group + 1 :])
+                gain = float(values[branch][now:higher].sum()) / cost.saved(widths, branch, higher, now)
+                if (best is None or gain > best[0]) and all(limit.met(more) for limit in self.limits):
+                    best = gain, more
+            if best is None:
+                return widths
+            widths = best[1]
+
+    def _importance(self, widths: Widths, worth: Tensor) -> dict[Branch, NDArray[np.float64]]:
+        found = {}
+        for number, (group, (width,)) in enumerate(zip(self.space.groups, widths, strict=True)):
+            part = worth[group.first : group.first + group.size]
+            found[number, 0] = part.sort(descending=True, stable=True).values[:width].numpy()
+        return found
+
+    def _best(self, worth: Tensor) -> dict[Branch, float]:
+        return {
+            (number, 0): float(worth[group.first : group.first + group.size].max())
+            for number, group in enumerate(self.space.groups)
+        }
+
+    def _keep(self, widths: Widths, worth: Tensor) -> Tensor:
+        keep = torch.zeros(len(worth), dtype=torch.bool)
+        for group, (width,) in zip(self.space.groups, widths, strict=True):
+            part = worth[group.first : group.first + group.size]
+            keep[group.first + part.argsort(descending=True, stable=True)[:width]] = True
+        return keep
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside tensors."""
+        return {
+            "updates": self.ema.updates,
+            "log_factor": self._controller.log_factor,
+            "excess": self._excess,
+            "fall": self._fall,
+            "landing": None if self.landing is None else asdict(self.landing),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes up a state."""
+        self.ema.updates = int(state["updates"])
+        self._controller.log_factor = float(state["log_factor"])
+        self._excess, self._fall = float(state["excess"]), float(state["fall"])
+
+
+def _of(limit: Limit) -> GateCost:
+    assert isinstance(limit.cost, GateCost)
+    return limit.cost
+
+
+class FigsTraining(GateTraining):
+    """Masks are drawn in every step; the penalty is the expected cost's, or the sampled one's."""
+
+    def _started(self) -> None:
+        settings: dict[str, Any] = {"params": [self.net.logits], "weight_decay": 0.0}
+        if "eps" in self.optimizer.defaults:
+            settings["eps"] = 1.0
+        self.optimizer.add_param_group(settings)
+
+    def _first_penalty(self) -> float:
+        sums = self.sums()
+        prices = torch.from_numpy(self.cost.slopes(sums) / self._whole)[self._group_of]
+        chance = float(torch.sigmoid(torch.tensor(self.settings.start)))
+        rate = self.settings.lr or float(self.optimizer.param_groups[0]["lr"])
+        return DRIFT / (rate * self.steps * COURSE_ENDS * chance * (1 - chance) * float(prices.max()))
+
+    def forward(self, images: Tensor, step: int) -> Tensor:
+        self.net.set_masks(self.net.sample(torch_generator(step_rng(self.seed, "gates", step))))
+        try:
+            scores: Tensor = self.net(images)
+        finally:
+            self.net.set_masks(None)
+        return scores
+
+    def _penalise(self, prices: Tensor, lr: float) -> None:
+        del lr
+        if self.settings.lr is not None:
+            self.optimizer.param_groups[-1]["lr"] = self.settings.lr
+        logits = self.net.logits
+        if self.settings.form == "expected":
+            chances = torch.sigmoid(logits.detach())
+            slope = chances * (1 - chances)
+        else:
+            slope = self.net.last_slope()
+        assert logits.grad is not None
+        logits.grad.add_(prices * slope)
+
+    def worth(self) -> Tensor:
+        return self.net.chances().detach()
+
+    def sums(self) -> NDArray[np.float64]:
+        values = self.net.last_masks() if self.settings.form == "sampled" else self.net.chances().detach()
+        found = torch.zeros(len(self.space.groups), dtype=torch.float64)
+        found.index_add_(0, self._group_of, values.double().cpu())
+        result: NDArray[np.float64] = found.numpy()
+        return result
+
+    def wanted(self) -> Widths:
+        if self.settings.export == "expected":
+            return tuple((width,) for width in self.net.expected())
+        counts = torch.zeros(len(self.space.groups), dtype=torch.int64)
+        counts.index_add_(0, self._group_of, self.net.alive().cpu().long())
+        return tuple((int(count),) for count in counts.tolist())
+
+
+class MorphNetTraining(GateTraining):
+    """An L1 penalty on the scales of the BatchNorms behind a group's layers, weighted by the same costs.
+
+    A channel is worth the largest of its scales (Gordon et al. 2018, as morph_net ties residual channels).
+    """
+
+    def _started(self) -> None:
+        self._norms: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+        seen = torch.zeros(self.space.channels.count, dtype=torch.bool)
+        for mask in self.space.channels.masks:
+            layer = self.net.net.get_submodule(mask.layer)
+            if isinstance(layer, GatedNorm | GatedNorm1d) and layer.affine:
+                ids = torch.from_numpy(mask.ids)
+                here = torch.nonzero(ids >= 0).flatten()
+                self._norms.append((layer.weight, here, ids[here]))
+                seen[ids[here]] = True
+        if not bool(seen.all()):
+            group = self.space.groups[int(self._group_of[int((~seen).nonzero()[0])])]
+            raise HwnasError(f"morphnet needs a BatchNorm behind every layer, and {group.name} has none: use figs")
+
+    def forward(self, images: Tensor, step: int) -> Tensor:
+        del step
+        scores: Tensor = self.net.net(images)
+        return scores
+
+    def _penalise(self, prices: Tensor, lr: float) -> None:
+        del lr
+        for weight, here, ids in self._norms:
+            if weight.grad is not None:
+                weight.grad[here] += prices[ids] * weight.detach()[here].sign()
+
+    def worth(self) -> Tensor:
+        found = torch.zeros(self.space.channels.count)
+        for weight, here, ids in self._norms:
+            found[ids] = torch.maximum(found[ids], weight.detach().abs().float().cpu()[here])
+        return found
+
+    def _alive(self) -> Tensor:
+        return self.worth() > self.settings.threshold
+
+    def sums(self) -> NDArray[np.float64]:
+        return np.array([row[0] for row in self.wanted()], float)
+
+    def wanted(self) -> Widths:
+        counts = torch.zeros(len(self.space.groups), dtype=torch.int64)
+        counts.index_add_(0, self._group_of, self._alive().long())
+        return tuple((int(count),) for count in counts.tolist())
+
+
+@dataclass
+class Averaging:
+    """The hooks of a retraining: averages of its parameters."""
+
+    net: nn.Module
+    decay: float
+    log: Log | None = None
+    ema: Ema = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ema = Ema(self.net, self.decay)
+
+    def before_update(self, step: int, lr: float) -> None:
+        """Nothing."""
+
+    def after_update(self, done: int) -> None:
+        """Averages."""
+        del done
+        self.ema.update(self.net)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside tensors."""
+        return {"updates": self.ema.updates}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes up a state."""
+        self.ema.updates = int(state["updates"])
+
+
+def random_widths(space: GateSpace, rng: np.random.Generator) -> Iterator[tuple[frozenset[Branch], float]]:
+    """Random sub-networks without end: groups that are empty, and one multiplier from 0.25 to 1 (figure 2, right)."""
+    branches = space.branches()
+    while True:
+        share = rng.uniform(0, 0.5)
+        wish = {branch: float(rng.random()) for branch in branches}
+        kept = {branch for branch in branches if rng.random() >= share}
+        needed = space.survivors({branch: wish[branch] + (10.0 if branch in kept else 0.0) for branch in branches})
+        yield frozenset(set(branches) - kept - needed), float(rng.uniform(0.25, 1.0))

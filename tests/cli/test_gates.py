@@ -1,0 +1,47 @@
+"""Spaces of gates through the installed command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command import Hwnas
+from tiny_fashion import TINY_RECIPE, write_fashion_mnist
+
+
+def test_predict_says_how_large_a_space_of_gates_is(hwnas: Hwnas) -> None:
+    document = hwnas("predict", "space:figs-resnet50", "--json").document
+    assert (document["macs"], document["params"]) == (4_089_184_256, 25_557_032)
+    assert sum(document["atoms"]) == 11_456
+    assert "channels of groups" in hwnas("predict", "space:torchvision:resnet18").stdout
+
+
+def test_a_search_by_params_is_trained_within_them_exported_and_verified(hwnas: Hwnas) -> None:
+    env = {"HWNAS_FASHION_MNIST": str(write_fashion_mnist(hwnas.folder / "fashion"))}
+    (hwnas.folder / "tiny.toml").write_text(TINY_RECIPE)
+    args = ("search", "--method", "figs", "--params", "50%", "--recipe", "tiny.toml", "--out", "run")
+    done = hwnas(*args, "--json", env=env)
+    assert done.code == 0, done.stderr
+    (result,) = done.document["results"]
+    assert "using --space figs-fbnet-tiny (for images of 28 pixels)" in done.stderr
+    assert result["params"] <= result["budgets"][0]["limit"]
+    assert result["reduction"]["controller"] + result["reduction"]["projection"] == pytest.approx(1)
+    net = Path("run") / "nets" / result["net"]
+    assert {path.name for path in (hwnas.folder / net).iterdir()} >= {"arch.json", "weights.safetensors", "model.onnx"}
+    assert hwnas("predict", net, "--json").document["params"] == result["params"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--method", "figs", "--space", "proxyless-tiny", "--macs", "50%"), "has no gates: this method searches"),
+        (("--space", "figs-fbnet-tiny", "--macs", "50%"), "it is for --method figs, morphnet, width and random"),
+        (("--method", "figs", "--space", "torchvision:vit_b_16", "--macs", "50%"), "VisionTransformer"),
+        (("--method", "figs", "--latency", "50%", "--space", "figs-fbnet-tiny"), "--space figs-fbnet-tiny"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(hwnas: Hwnas, args: tuple[str, ...], message: str) -> None:
+    env = {"HWNAS_FASHION_MNIST": str(write_fashion_mnist(hwnas.folder / "fashion"))}
+    done = hwnas("search", *args, env=env)
+    assert done.code in (1, 2)
+    assert message in done.error
