@@ -203,8 +203,8 @@ class AtomTraining:
             tuple(expected.get((block, place), 0) for place in range(len(spec.kernels)))
             for block, spec in enumerate(self.space.blocks)
         )
-        now = self.widths
-        self._excess = max(limit.excess(limit.cost.estimate(widths), now) for limit in self.limits)
+        there = self.widths
+        self._excess = max(limit.excess(limit.cost.estimate(widths), there) for limit in self.limits)
         progress = done / self.steps
         if progress >= self._controller.start:
             self._controller.update(progress + AHEAD, self._excess, self.settings.control_steps / self.steps)
