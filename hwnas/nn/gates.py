@@ -25,6 +25,10 @@ START = 2.5
 """Logits in the beginning: a channel is there with a chance of 0.924."""
 
 
+CLOSED = 1e-6
+"""A smaller mask is zero: products with numbers near 1e-38 take a processor many times as long."""
+
+
 class _Gated(nn.Module):
     """A layer whose output has a mask; `mask` is set by the net before each forward, None is none."""
 
@@ -183,6 +187,7 @@ class GatedNet(nn.Module):
         noisy = self.logits.float() + (torch.log(uniform) - torch.log1p(-uniform))
         self._noisy = noisy.detach()
         mask = torch.sigmoid(noisy / self.tau)
+        mask = torch.where(mask < CLOSED, 0.0, mask)
         if self.backward_tau is not None:
             smooth = torch.sigmoid(noisy / self.backward_tau)
             mask = smooth + (mask - smooth).detach()
