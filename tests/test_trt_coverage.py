@@ -14,7 +14,7 @@ from quick import tiny_network
 from hwnas.measure.runtimes import INSTALL
 from hwnas.network import Network
 from hwnas.ops import KINDS
-from hwnas.spaces import ATOM_SPACES, SPACES, get_space
+from hwnas.spaces import ATOM_SPACES, GATE_SPACES, SPACES, get_space
 from hwnas.zoo import ZOO, zoo_network
 
 
@@ -48,7 +48,9 @@ def test_every_kind_choice_and_net_is_asked_for(coverage: ModuleType) -> None:
     built = [one for one in nets if isinstance(one, coverage.Target)]
     assert sum("int8" in one.precisions for one in built) == 1
     spaces = list(coverage.space_targets())
-    assert list(dict.fromkeys(one.row for one in spaces)) == [f"space {name}" for name in (*SPACES, *ATOM_SPACES)]
+    assert list(dict.fromkeys(one.row for one in spaces)) == [
+        f"space {name}" for name in (*SPACES, *ATOM_SPACES, *GATE_SPACES)
+    ]
     skipped = {one.row for one in (*nets, *spaces) if isinstance(one, coverage.Skipped)}
     few_bits = {f"zoo {name}" for name in ZOO if zoo_network(name).quantised}
     assert skipped == few_bits | {f"space {name}" for name in SPACES if name.startswith("resnet")}

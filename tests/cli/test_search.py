@@ -235,7 +235,7 @@ def test_another_search_does_not_take_a_run_over(run: Run) -> None:
         (["--latency", "17"], 2, "17ms"),
         (["--latency", "17parsecs"], 2, "17ms"),
         (["--latency", "1ms,2ms", "--macs", "1M,2M,3M"], 2, "equally long"),
-        (["--latency", "17ms", "--method", "figs"], 2, "not in this version"),
+        (["--latency", "17ms", "--method", "fig"], 2, "figs"),
         (["--latency", "17ms", "--method", "spso"], 2, "did you mean 'spos'?"),
         (["--latency", "17ms", "--space", "proxyles-tiny"], 2, "did you mean 'proxyless-tiny'"),
         (["--latency", "17ms", "--space", "proxyless"], 2, "pixels"),
