@@ -7,17 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import UsageError
 
-from .search import (
-    GATE_METHODS,
-    Shared,
-    check_calibrated,
-    default_out,
-    is_gated,
-    prepare_interruption,
-    read_table,
-    table_of,
-    zoo_cost,
-)
+from .search import GATE_METHODS, Shared, default_out, is_gated, prepare_interruption
+from .search_prices import check_calibrated, read_table, table_of, zoo_cost
 from .terminal import Terminal
 from .training import joined
 
@@ -98,6 +89,7 @@ def _space(terminal: Terminal, asked: Shared) -> WidthSpace:
     """The space that was named, or the one for the data's image size, for the data's classes."""
     from hwnas.spaces import ATOM_SPACES, AtomSpace, GateSpace, WidthSpace, find_space
     from hwnas.spaces import GATE_SPACES as GATES
+    from hwnas.spaces import SPACES as SLOT_SPACES
 
     name, size = asked.space, asked.info.image_size
     gated = asked.method in GATE_METHODS if name is None else is_gated(name)
@@ -107,9 +99,15 @@ def _space(terminal: Terminal, asked: Shared) -> WidthSpace:
         fitting = [n for n in options if sizes[n][0] <= size <= sizes[n][1]]
         name = fitting[0] if fitting else options[0]  # the refusal says which sizes there are
         terminal.default("--space", name, f"for images of {size} pixels")
+    lacking = UsageError(
+        f"{name} has no gates: this method searches {', '.join(GATES)} and torchvision:NAME"
+        if asked.method in GATE_METHODS
+        else f"{name} has no atoms: this method searches {', '.join(ATOM_SPACES)}"
+    )
+    if name.partition("@")[0] in SLOT_SPACES:  # said before that its images are of another size
+        raise lacking
     space = find_space(name, image_size=size, num_classes=asked.info.num_classes)
-    if asked.method in GATE_METHODS and not isinstance(space, GateSpace):
-        raise UsageError(f"{name} has no gates: this method searches {', '.join(GATES)} and torchvision:NAME")
-    if not isinstance(space, WidthSpace) or (asked.method.startswith("atomnas") and not isinstance(space, AtomSpace)):
-        raise UsageError(f"{name} has no atoms: this method searches {', '.join(ATOM_SPACES)}")
+    gates_only, both = (*GATE_METHODS, "random"), asked.method == "width"
+    if not isinstance(space, WidthSpace if both else GateSpace if asked.method in gates_only else AtomSpace):
+        raise lacking
     return space

@@ -12,6 +12,7 @@ projections look at.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -152,9 +153,9 @@ class GateCost(AtomCost):
         """What the smooth cost leaves out, the same for every net."""
         return 0.0
 
+    @abstractmethod
     def _values(self, entry: Floats, output: Floats) -> tuple[Floats, Floats, Floats]:
         """Of each term [..., terms] the value and its derivatives by the channels in and out."""
-        raise NotImplementedError
 
     # -- as searches ask for it --------------------------------------------------------------------------------------
 

@@ -39,26 +39,20 @@ class GatedNorm(_Gated, nn.BatchNorm2d):
     """A BatchNorm whose scale and shift take the mask."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.mask is None:
-            return super().forward(x)
-        weight = self.mask if self.weight is None else self.weight * self.mask
-        bias = None if self.bias is None else self.bias * self.mask
-        return _normed(self, x, weight, bias)
+        return super().forward(x) if self.mask is None else _masked_norm(self, x, self.mask)
 
 
 class GatedNorm1d(_Gated, nn.BatchNorm1d):
     """A BatchNorm of vectors whose scale and shift take the mask."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.mask is None:
-            return super().forward(x)
-        weight = self.mask if self.weight is None else self.weight * self.mask
-        bias = None if self.bias is None else self.bias * self.mask
-        return _normed(self, x, weight, bias)
+        return super().forward(x) if self.mask is None else _masked_norm(self, x, self.mask)
 
 
-def _normed(norm: nn.BatchNorm2d | nn.BatchNorm1d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As torch's BatchNorm, with another scale and shift."""
+def _masked_norm(norm: nn.BatchNorm2d | nn.BatchNorm1d, x: Tensor, mask: Tensor) -> Tensor:
+    """As torch's BatchNorm, with the mask in its scale and shift."""
+    weight = mask if norm.weight is None else norm.weight * mask
+    bias = None if norm.bias is None else norm.bias * mask
     momentum = norm.momentum
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
