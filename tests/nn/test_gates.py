@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scrambled import scrambled
 from torch import Tensor, nn
 
 from hwnas.errors import HwnasError
@@ -81,18 +82,6 @@ def layer(cin: int, cout: int, kernel: int) -> list[nn.Module]:
 def depthwise(channels: int, kernel: int) -> list[nn.Module]:
     conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
     return [conv, nn.BatchNorm2d(channels), nn.ReLU()]
-
-
-def scrambled(model: nn.Module, seed: int = 0) -> nn.Module:
-    """In double precision, with nothing as it was initialised."""
-    generator = torch.Generator().manual_seed(seed)
-    for part in model.double().modules():
-        if isinstance(part, nn.BatchNorm2d):
-            for tensor in (part.bias, part.running_mean):
-                nn.init.normal_(tensor, std=0.5, generator=generator)
-            for tensor in (part.weight, part.running_var):
-                nn.init.uniform_(tensor, 0.5, 1.5, generator=generator)
-    return model
 
 
 def gated(make: Callable[[], nn.Module], **options: float) -> GatedNet:
