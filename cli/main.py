@@ -20,7 +20,7 @@ import click
 from .failures import exit_code_and_line
 from .groups import SuggestingGroup
 from .terminal import Terminal
-from .torchrun import follows
+from .torchrun import follows, several
 
 COMMANDS = ("devices", "profile", "lut", "predict", "search", "train", "verify", "export")
 """In the order of the work. Each is a module of this package with a click command named `command`."""
@@ -95,7 +95,14 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     if not sys.warnoptions and "--debug" not in sys.argv:
         warnings.simplefilter("ignore")  # other packages' deprecations are not for users
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if several():
+        # gloo's threads may outlive the group; where they meet the end of the interpreter, a process whose work is done
+        # aborts now and then, and torchrun calls that a failure (pytorch/pytorch issue 190489)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
