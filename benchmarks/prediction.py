@@ -18,6 +18,7 @@ import argparse
 import importlib.util
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +169,7 @@ def measure(profile: DeviceProfile, space: Space, count: int, out: Path) -> Line
         networks = table.networks()
         measured = {net.name: net for net in networks if net.name.startswith(TEST)}
         predicted = [model.predict(net.network).latency_ms for net in measured.values() if net.network]
-        coverage = split_coverage(model, networks)
+        coverage = split_coverage(LatencyModel(table, calibrate_on=lambda _: False), networks)
         profile_s = table.seconds(lambda name: not name.startswith(TEST))
     naive = naive_table(profile, tests)
     times = np.array([net.measured.latency_ms for net in measured.values()])
@@ -186,17 +187,20 @@ def measure(profile: DeviceProfile, space: Space, count: int, out: Path) -> Line
     )
 
 
-def split_coverage(model: LatencyModel, networks: list[MeasuredNetwork]) -> Vector:
-    """For random splits the share of the rest whose measurement is in its interval."""
-    sums = np.array([model.sum_ms(net.network) for net in networks if net.network])
+def split_coverage(plain: LatencyModel, networks: list[MeasuredNetwork]) -> Vector:
+    """For random splits the share of the rest whose measurement is in its interval. `plain` is not calibrated."""
+    found = [net.network for net in networks if net.network]
+    sums = np.array([plain.sum_ms(net) for net in found])
     times = np.array([net.measured.latency_ms for net in networks])
+    counts = [Counter(op.key for op in plain.lower(net)) for net in found]
+    parts = [{key: n * plain.operators[key].latency_ms for key, n in count.items()} for count in counts]
     noise = float(np.median([net.measured.relative_error for net in networks])) / NORMAL_90
     rng, shares = np.random.default_rng(0), []
     for _ in range(SPLITS):
         order = rng.permutation(len(times))
         fitted, rest = order[:CALIBRATION_NETWORKS], order[CALIBRATION_NETWORKS:]
-        calibration = calibrate(sums[fitted], times[fitted], noise)
-        centre = np.array([calibration.latency_ms(x) for x in sums[rest]])
+        calibration = calibrate(sums[fitted], times[fitted], noise, [parts[i] for i in fitted])
+        centre = np.array([calibration.latency_ms(calibration.corrected_ms(sums[i], parts[i])) for i in rest])
         widths = np.array([calibration.half_width_ms(latency) for latency in centre])
         shares.append((np.abs(times[rest] - centre) <= widths).mean())
     return np.array(shares)

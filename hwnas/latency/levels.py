@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hwnas.latency.terms import GAPS, LAYERS
 from hwnas.measure.regimes import LEAST_ENTRIES, regimes
 from hwnas.measure.runtimes.base import WHOLE
-from hwnas.measure.statistics import CONFIDENCE, ESTIMATOR, Estimate, estimate
+from hwnas.measure.statistics import ESTIMATOR, Estimate, estimate
 
 QUANTILE, NOISY_QUANTILE = 0.25, 0.5
 """Of a network's visits, regimes taken off: where its level is. What disturbs single visits only ever adds to them, so
@@ -256,8 +256,7 @@ def level_of(log_ms: Samples, samples: int, quantile: float = QUANTILE) -> Estim
     rng = np.random.default_rng(len(log_ms))  # fixed: the same visits always give the same interval
     point = float(np.quantile(log_ms, quantile))
     again = np.quantile(log_ms[rng.integers(len(log_ms), size=(RESAMPLES, len(log_ms)))], quantile, axis=1)
-    tail = (1 - CONFIDENCE) / 2
-    half = max(abs(float(end) - point) for end in np.quantile(again, [tail, 1 - tail]))
+    half = NORMAL_90 * float(again.std())  # the ends of the resamples would be a quarter too wide with eight visits
     return Estimate(float(np.exp(point)), float(np.exp(point - half)), float(np.exp(point + half)), samples)
 
 

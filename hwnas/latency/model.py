@@ -28,6 +28,9 @@ from hwnas.spaces.widths import WidthSpace
 MIN_GROUP = 8
 """Calibration networks of one input shape that are enough to calibrate networks of that shape by themselves."""
 
+_Whole = tuple[tuple[str, ...], float, float]
+"""A calibration network: its operators' keys, its measured latency in ms, the relative standard error of that."""
+
 _NORMAL_FEASIBLE = NormalDist().inv_cdf(FEASIBLE_CONFIDENCE)
 
 
@@ -104,6 +107,25 @@ class LatencyModel:
         self.failures = table.failures()
         self.lower: Lower = lowering(self.header)
         self.imported: bool = bool(self.header.get("imported"))
+        self.terms: Terms = fit_terms([(len(self.lower(net)), taken) for net, taken in table.terms()])
+        self._calibrated_on: set[str] = set()
+        self._corrected: set[str] = set()
+        self._kernels: dict[tuple[object, ...], SpaceKernels] = {}
+        builds_error = table.builds_error
+        groups: dict[Shape, list[_Whole]] = {}
+        for network in table.networks():
+            if calibrate_on is not None and not calibrate_on(network.name):
+                continue
+            keys = self._keys(network)
+            self._calibrated_on.update(keys)
+            if all(key in self.operators for key in keys):
+                noise = math.hypot(network.measured.relative_error / NORMAL_90, builds_error)
+                groups.setdefault(network.input_shape, []).append((keys, network.measured.latency_ms, noise))
+        large = {shape: found for shape, found in groups.items() if len(found) >= MIN_GROUP}
+        self.pooled = self._calibrate([one for found in groups.values() for one in found], correct=not large)
+        # the largest group has the say about operators that are in several
+        shapes = sorted(large, key=lambda shape: (-len(large[shape]), shape))
+        self.calibrations: dict[Shape, Calibration] = {shape: self._calibrate(large[shape]) for shape in shapes}
         self.knowledge = Knowledge(
             self.operators,
             table.blocks(),
@@ -112,24 +134,18 @@ class LatencyModel:
             batch_size=self.header["batch_size"],
             foreign=self.imported,
         )
-        self.terms: Terms = fit_terms([(len(self.lower(net)), taken) for net, taken in table.terms()])
-        self._calibrated_on: set[str] = set()
-        self._kernels: dict[tuple[object, ...], SpaceKernels] = {}
-        builds_error = table.builds_error
-        groups: dict[Shape, list[tuple[float, float, float]]] = {}
-        for network in table.networks():
-            if calibrate_on is not None and not calibrate_on(network.name):
-                continue
-            keys = self._keys(network)
-            self._calibrated_on.update(keys)
-            if all(key in self.operators for key in keys):
-                noise = math.hypot(network.measured.relative_error / NORMAL_90, builds_error)
-                found = (self._sum(keys), network.measured.latency_ms, noise)
-                groups.setdefault(network.input_shape, []).append(found)
-        self.calibrations: dict[Shape, Calibration] = {
-            shape: _calibrated(found) for shape, found in groups.items() if len(found) >= MIN_GROUP
-        }
-        self.pooled = _calibrated([one for found in groups.values() for one in found])
+
+    def _calibrate(self, found: Sequence[_Whole], *, correct: bool = True) -> Calibration:
+        """Fits on networks; from then on operators that no calibration corrected before are, if `correct`."""
+        sums = [self._sum(keys) for keys, _, _ in found]
+        counts = [Counter(key for key in keys if key not in self._corrected) for keys, _, _ in found if correct]
+        parts = [{key: n * self.operators[key].latency_ms for key, n in count.items()} for count in counts]
+        noise = median(noise for *_, noise in found) if found else None
+        calibration = calibrate(sums, [measured for _, measured, _ in found], noise, parts)
+        for key, factor in calibration.factors.items():
+            self.operators[key] = self.operators[key].scaled(factor)
+        self._corrected.update(calibration.factors)
+        return calibration
 
     def _keys(self, network: MeasuredNetwork) -> tuple[str, ...]:
         """What a calibration network's latency is the sum of."""
@@ -140,7 +156,7 @@ class LatencyModel:
         return sum(self.operators[key].latency_ms for key in keys) + self.terms.ms(len(keys))
 
     def sum_ms(self, network: Network) -> float:
-        """What a network's operators and `terms` add up to before calibration; all operators have to be measured."""
+        """What a network's operators, corrected, and `terms` add up to; all operators have to be measured."""
         return self._sum(op.key for op in self.lower(network))
 
     def calibration(self, input_shape: Shape) -> Calibration:
@@ -316,12 +332,6 @@ class LatencyModel:
     def fits(self, space: Space) -> bool:
         """Whether every operator of the space was measured."""
         return not self.missing(self.kernels(space).every())
-
-
-def _calibrated(found: Sequence[tuple[float, float, float]]) -> Calibration:
-    """From the sum, the measured latency and its relative standard error of each network."""
-    sums, measured, errors = (list(column) for column in zip(*found, strict=True)) if found else ([], [], [])
-    return calibrate(sums, measured, median(errors) if errors else None)
 
 
 def profile_command(space: Space | WidthSpace, model: LatencyModel) -> str:

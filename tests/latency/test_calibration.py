@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hwnas.latency.calibration import UNCALIBRATED_ERROR, calibrate, quality
+from hwnas.latency.calibration import UNCALIBRATED_ERROR, Calibration, calibrate, quality
 
 Vector = NDArray[np.float64]
 
@@ -45,6 +45,61 @@ def test_leaving_one_out_really_leaves_it_out() -> None:
         changed = measured.copy()
         changed[index] *= 1.7
         assert calibrate(sums, changed).left_out_ms[index] == pytest.approx(found.left_out_ms[index])
+
+
+def mixed(rng: np.random.Generator, count: int, wrong: float = 0.1) -> tuple[list[dict[str, float]], Vector]:
+    """Networks of 30 operators out of 60, ms of each, and latencies: 1.1 times what they really take, and 0.2.
+
+    An operator takes otherwise than its entry says by `wrong`, relative.
+    """
+    entries = np.random.default_rng(0).uniform(0.02, 0.3, 60)
+    truth = entries * (1 + wrong * np.random.default_rng(1).standard_normal(60))
+    # as `calibration_archs` draws: some networks favour cheap operators, some expensive ones
+    nets = [
+        rng.choice(60, 30, replace=False, p=(weights := entries**tilt) / weights.sum())
+        for tilt in np.linspace(-1.5, 1.5, count)
+    ]
+    measured = np.array([1.1 * truth[net].sum() + 0.2 for net in nets]) * (1 + 0.005 * rng.standard_normal(count))
+    return [{f"op {i}": float(entries[i]) for i in net} for net in nets], measured
+
+
+def predicted(found: Calibration, nets: list[dict[str, float]]) -> Vector:
+    return np.array([found.latency_ms(found.corrected_ms(sum(net.values()), net)) for net in nets])
+
+
+def test_leaving_one_out_leaves_what_it_says_of_operators_out_too() -> None:
+    nets, measured = mixed(np.random.default_rng(0), 12)
+    sums = [sum(net.values()) for net in nets]
+    found = calibrate(sums, measured, 0.005, nets)
+    assert len(found.factors) > 30
+    for index in range(12):
+        others = [i for i in range(12) if i != index]
+        without = calibrate([sums[i] for i in others], measured[others], 0.005, [nets[i] for i in others])
+        assert found.left_out_ms[index] == pytest.approx(predicted(without, [nets[index]])[0])
+
+
+def test_networks_correct_their_operators() -> None:
+    """Whole networks tell which operators take longer than their entries say: unseen networks are predicted better."""
+    plain, corrected, sure = [], [], []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        nets, measured = mixed(rng, 30)
+        new, truth = mixed(rng, 50)
+        sums = [sum(net.values()) for net in nets]
+        plain.append(np.abs(predicted(calibrate(sums, measured, 0.005), new) / truth - 1).mean())
+        found = calibrate(sums, measured, 0.005, nets)
+        errors = np.abs(predicted(found, new) / truth - 1)
+        corrected.append(errors.mean())
+        sure.append((errors <= found.half_width).mean())
+        assert all(0.5 <= factor < 2 for factor in found.factors.values())
+    assert np.mean(corrected) < 0.9 * np.mean(plain)
+    assert 0.86 <= np.mean(sure) <= 0.96
+
+
+def test_operators_that_are_right_are_left_alone() -> None:
+    nets, measured = mixed(np.random.default_rng(3), 30, wrong=0.0)
+    found = calibrate([sum(net.values()) for net in nets], measured, 0.005, nets)
+    assert all(factor == pytest.approx(1, abs=0.03) for factor in found.factors.values())
 
 
 def test_the_error_is_out_of_sample() -> None:

@@ -81,7 +81,8 @@ def test_a_prediction_is_the_calibrated_sum_of_its_operators(model: LatencyModel
     assert found.high_ms is not None
     calibration = model.calibration(network.input_shape)
     raw = sum(map(true_ms, network.ops))
-    assert found.latency_ms == pytest.approx(calibration.slope * raw + calibration.offset_ms)
+    corrected = sum(true_ms(op) * calibration.factors.get(op.key, 1.0) for op in network.ops)
+    assert found.latency_ms == pytest.approx(calibration.slope * corrected + calibration.offset_ms)
     shares = sum(estimate.latency_ms or 0 for estimate in found.ops)
     assert shares + calibration.offset_ms == pytest.approx(found.latency_ms)
     assert found.latency_ms == pytest.approx(0.9 * raw + 0.3, rel=0.02)
