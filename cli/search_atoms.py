@@ -34,8 +34,8 @@ def search_atoms(terminal: Terminal, asked: Shared) -> dict[str, Any]:
     """
     from hwnas.atom_costs import atom_costs
     from hwnas.gate_costs import gate_costs
-    from hwnas.search.atomnas import AtomRequest
-    from hwnas.search.atomnas import search_atoms as search
+    from hwnas.search.width_search import AtomRequest
+    from hwnas.search.width_search import search_atoms as search
     from hwnas.spaces import AtomSpace, GateSpace
     from hwnas.train.recipe import load_recipe
 

@@ -1,186 +1,34 @@
 """AtomNAS from data to nets (Mei et al. 2020): one training searches and trains, for every budget its own.
 
 Methods: ``atomnas``; ``atomnas-equal``, all atoms penalised alike (the baseline of table 2); ``width``, the supernet
-with one multiplier on all numbers of atoms, trained as long. A killed run goes on from its last checkpoint to the same
-net.
+with one multiplier on all numbers of atoms, trained as long.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwnas.atom_costs import AtomCost, EqualCost, cheapest
-from hwnas.budget import Budget, format_cost
-from hwnas.errors import ClaimError, HwnasError
-from hwnas.progress import NullProgress, Progress, duration
-from hwnas.runs import NetFolder, RunFolder
-from hwnas.search.atom_projection import Limit
-from hwnas.search.request import SearchOutcome, configuration, finished, identity, net_name
+from hwnas.atom_costs import AtomCost, EqualCost
+from hwnas.progress import NullProgress, duration
+from hwnas.runs import NetFolder
+from hwnas.search.baselines import multiplied
+from hwnas.search.width_search import AtomGoal
+from hwnas.search.width_work import WidthWork
 from hwnas.spaces.atoms import AtomSpace
-from hwnas.spaces.gated import GateSpace
-from hwnas.spaces.widths import STAIRS, AtomArch, Widths, WidthSpace, multiplied_by
-from hwnas.train.recipe import Recipe
+from hwnas.spaces.widths import AtomArch
 
 if TYPE_CHECKING:
     from hwnas.search.atom_training import AtomTraining
-    from hwnas.train.loop import Batches
-
-METHODS = ("atomnas", "atomnas-equal", "width")
-GATE_METHODS = ("figs", "morphnet", "width", "random")
-"""Methods on spaces of gates (`hwnas.search.figs`)."""
 
 PROBE = 64
 """Images on which it is measured how much a removal changes the outputs."""
 
 
-@dataclass(frozen=True, slots=True)
-class AtomRequest:
-    """A search among atoms or gated channels, resolved; its parts are those of `hwnas.search.request.SearchRequest`."""
-
-    space: WidthSpace
-    data: str
-    budgets: Sequence[Sequence[Budget]]
-    costs: Mapping[str, AtomCost]
-    recipe: Recipe
-    out: Path
-    seed: int = 0
-    threads: int = 1
-    method: str = "atomnas"
-    device: str = "cpu"
-    notes: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class AtomGoal:
-    """One net that is wanted: its budgets as limits, and a key that changes with whatever it depends on."""
-
-    name: str
-    budgets: tuple[Budget, ...]
-    limits: tuple[Limit, ...]
-    key: str
-
-
-def make_goal(request: AtomRequest, budgets: Sequence[Budget]) -> AtomGoal:
-    """The net that meets `budgets`; with none, the one that a fixed lambda leads to.
-
-    Raises:
-        ClaimError: no architecture does; it says what the cheapest one costs.
-        HwnasError: a budget limits a cost that the request has no prices of.
-    """
-    limits, space = [], request.space
-    for budget in budgets:
-        if budget.cost not in request.costs:
-            raise HwnasError(f"a budget for {budget.cost} needs its prices: profile the device first (hwnas profile)")
-        cost = request.costs[budget.cost]
-        least = cost.upper(cheapest(space, cost))
-        if least > budget.limit:
-            text = format_cost(budget.cost, least)
-            raise ClaimError(f"no architecture of {space.name} meets {budget}: the cheapest one's upper end is {text}")
-        limits.append(Limit(cost, budget.limit))
-    facts = [
-        identity(request),
-        request.recipe.model_dump(),
-        [(b.cost, b.limit) for b in budgets],
-        [[cost.name, cost.upper(space.full), sorted(cost.per_atom(space.full).items())] for cost in _priced(request)],
-    ]
-    key = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
-    return AtomGoal(net_name(budgets), tuple(budgets), tuple(limits), key)
-
-
-def _priced(request: AtomRequest) -> list[AtomCost]:
-    return [request.costs[name] for name in sorted(request.costs)]
-
-
-def search_atoms(request: AtomRequest, progress: Progress) -> SearchOutcome:
-    """Runs the search, or what is left of it.
-
-    Raises:
-        ClaimError: no architecture meets a budget; nothing was trained.
-        HwnasError: the data, the folder or the training failed; the message says what to do.
-    """
-    began = time.monotonic()
-    gated = isinstance(request.space, GateSpace)
-    if request.method not in (GATE_METHODS if gated else METHODS):
-        raise ValueError(f"method {request.method!r} is not one of {GATE_METHODS if gated else METHODS}")
-    goals = [make_goal(request, budgets) for budgets in request.budgets]
-    if len({goal.name for goal in goals}) < len(goals):
-        raise HwnasError("the same budget is given twice: give each once")
-    for goal in goals:
-        for budget, limit in zip(goal.budgets, goal.limits, strict=True):
-            if limit.met(request.space.full):
-                progress.note(f"{budget} does not bind: every architecture of {request.space.name} meets it")
-    recipe = request.recipe
-    settings = {**identity(request), **(
-        {"gates": recipe.gates.model_dump(), "finetune": recipe.finetune.identity()} if gated
-        else {"atoms": recipe.atoms.model_dump()}
-    )}  # fmt: skip
-    run = RunFolder.create(request.out, identity=settings, config=configuration(request))
-    with run:
-        if all(finished(run.net(goal.name), goal) for goal in goals):
-            progress.note(f"{run.path} holds the results already")
-        else:
-            work = _work(request, progress, run)
-            for goal in goals:
-                if not finished(run.net(goal.name), goal):
-                    work.make(goal)
-        results = [run.net(goal.name).result() for goal in goals]
-        run.write_json("results.json", {"format": 1, "method": request.method, "results": results})
-    return SearchOutcome(run.path, request.method, request.space.name, time.monotonic() - began, len(results), results)
-
-
-def _work(request: AtomRequest, progress: Progress, run: RunFolder) -> Work:
-    if isinstance(request.space, GateSpace):
-        from hwnas.search.figs import GateWork
-
-        return GateWork(request, progress, run)
-    return Work(request, progress, run)
-
-
-def multiplied(space: WidthSpace, limits: Sequence[Limit]) -> Widths:
-    """The widest net with one multiplier on all branches that meets every limit (by bisection)."""
-    stairs = any(limit.cost.in_stairs for limit in limits)
-
-    def at(factor: float) -> Widths:
-        rows = multiplied_by(space.full, factor)
-        if stairs:
-            rows = tuple(
-                tuple(max(s for s in space.stairs(block, place) if s <= atoms) for place, atoms in enumerate(row))
-                for block, row in enumerate(rows)
-            )
-        return space.revived(rows, {branch: -branch[1] for branch in space.branches()}, STAIRS[0][1] if stairs else 1)
-
-    low, high = 0.0, 1.0
-    if all(limit.met(at(1.0)) for limit in limits):
-        return at(1.0)
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (middle, high) if all(limit.met(at(middle)) for limit in limits) else (low, middle)
-    return at(low)
-
-
-class Work:
-    """The work between goals and results; the data is loaded here."""
-
-    def __init__(self, request: AtomRequest, progress: Progress, run: RunFolder) -> None:
-        import torch
-
-        from hwnas.search.data import keep_data, load_splits
-        from hwnas.train.evaluate import recalibration_images
-
-        torch.set_num_threads(request.threads)
-        self.request, self.progress, self.run = request, progress, run
-        progress.stage("Data")
-        self.splits = load_splits(request, progress)
-        keep_data(request, run, self.splits)
-        self.calibration = recalibration_images(
-            self.splits, request.recipe.scoring, seed=request.seed, device=request.device
-        )
+class AtomWork(WidthWork):
+    """The work on a space of atoms: one training for each net."""
 
     def make(self, goal: AtomGoal) -> None:
         """Trains, tests and writes one net."""
@@ -262,13 +110,6 @@ class Work:
             **options,
         )
 
-    def _batches(self) -> Batches:
-        from hwnas.train.loop import Batches
-
-        request = self.request
-        phase = request.recipe.supernet
-        return Batches(self.splits.train, self.splits.normalisation, phase, request.seed, "supernet", request.device)
-
     def _finish(self, goal: AtomGoal, folder: NetFolder, training: AtomTraining) -> dict[str, Any]:
         """The averaged weights with statistics of their own: tested, written."""
         from hwnas.train.evaluate import accuracy
@@ -299,35 +140,4 @@ class Work:
             "landing": asdict(landing) if landing is not None else None,
             "normalisation": asdict(self.splits.normalisation),
             "key": goal.key,
-        }
-
-    def figures(self, goal: AtomGoal, arch: AtomArch) -> dict[str, Any]:
-        """What the net costs, and how much of its budgets it uses.
-
-        Raises:
-            ClaimError: it is over a budget.
-        """
-        request = self.request
-        network = request.space.network(arch)
-        latency = request.costs.get("latency")
-        ends = latency.ends(arch.widths) if latency is not None else None
-        upper = {"latency": ends[1] if ends else None, "macs": network.macs, "params": network.params}
-        used = []
-        for budget in goal.budgets:
-            value = upper[budget.cost]
-            if value is None or value > budget.limit:
-                raise ClaimError(
-                    f"the net that was found is over {budget}: this is a defect of hwnas, please report it"
-                )
-            used.append(value / budget.limit)
-        return {
-            "predicted_ms": ends[0] if ends else None,
-            "high_ms": ends[1] if ends else None,
-            "macs": network.macs,
-            "params": network.params,
-            "bitops": None,
-            "atoms": arch.atoms,
-            "budgets": [asdict(budget) for budget in goal.budgets],
-            "budget_used": max(used) if used else None,
-            "binding": any(not limit.met(request.space.full) for limit in goal.limits),
         }

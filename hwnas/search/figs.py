@@ -2,28 +2,24 @@
 
 Two phases for each net: the architecture is learned (``figs``: gates; ``morphnet``: an L1 penalty on BatchNorm
 scales), brought onto its budget and cut out; then it is retrained. ``width`` (one multiplier) and ``random`` (random
-operators and one multiplier) have no first phase and are trained as long as both. A killed run goes on from its last
-checkpoint to the same net.
+operators and one multiplier) have no first phase and are trained as long as both.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from hwnas.errors import ClaimError
 from hwnas.gate_costs import GateCost
 from hwnas.progress import NullProgress, duration
 from hwnas.runs import NetFolder
-from hwnas.search.atom_projection import Limit
-from hwnas.search.atomnas import AtomGoal, Work, multiplied
+from hwnas.search.baselines import multiplied, random_arch
+from hwnas.search.width_search import AtomGoal
+from hwnas.search.width_work import WidthWork
 from hwnas.spaces.gated import GateSpace
-from hwnas.spaces.widths import STAIRS, AtomArch, Widths
+from hwnas.spaces.widths import AtomArch, Widths
 from hwnas.train.recipe import Phase
 
 if TYPE_CHECKING:
@@ -35,43 +31,7 @@ TIMED = 3
 """Steps that a duration is estimated from."""
 
 
-def random_arch(space: GateSpace, limits: Sequence[Limit], seed: int, number: int) -> Widths:
-    """The random sub-network `number` of a seed, as wide as the limits allow.
-
-    Raises:
-        ClaimError: none that was drawn can meet them.
-    """
-    from hwnas.search.gate_training import random_widths
-
-    rng = np.random.default_rng(np.random.SeedSequence([seed, 0xF165, number]))
-    stairs = any(limit.cost.in_stairs for limit in limits)
-    least = STAIRS[0][1] if stairs else 1
-    for _, (empty, factor) in zip(range(100), random_widths(space, rng), strict=False):
-
-        def at(scale: float, empty: frozenset[tuple[int, int]] = empty) -> Widths:
-            rows = tuple(
-                (0 if (number, 0) in empty else min(row[0], max(least, int(scale * row[0]))),)
-                for number, row in enumerate(space.full)
-            )
-            if stairs:
-                rows = tuple((max(s for s in space.stairs(n, 0) if s <= row[0]),) for n, row in enumerate(rows))
-            return space.revived(rows, {}, least)
-
-        if not limits:
-            return at(factor)
-        low, high = 0.0, 1.0
-        if not all(limit.met(at(low)) for limit in limits):
-            continue
-        if all(limit.met(at(high)) for limit in limits):
-            return at(high)
-        for _ in range(16):
-            middle = (low + high) / 2
-            low, high = (middle, high) if all(limit.met(at(middle)) for limit in limits) else (low, middle)
-        return at(low)
-    raise ClaimError(f"none of 100 random nets of {space.name} meets the budget: give a larger one")
-
-
-class GateWork(Work):
+class GateWork(WidthWork):
     """The work between goals and results on a space of gates."""
 
     @property
@@ -117,7 +77,7 @@ class GateWork(Work):
 
     # -- the first phase ---------------------------------------------------------------------------------------------
 
-    def _training(self, goal: AtomGoal, log: Path | None) -> GateTraining:  # type: ignore[override]
+    def _training(self, goal: AtomGoal, log: Path | None) -> GateTraining:
         import torch
 
         from hwnas.nn.gates import GatedNet

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -381,14 +380,3 @@ class Averaging:
     def restore(self, state: dict[str, Any]) -> None:
         """Takes up a state."""
         self.ema.updates = int(state["updates"])
-
-
-def random_widths(space: GateSpace, rng: np.random.Generator) -> Iterator[tuple[frozenset[Branch], float]]:
-    """Random sub-networks without end: groups that are empty, and one multiplier from 0.25 to 1 (figure 2, right)."""
-    branches = space.branches()
-    while True:
-        share = rng.uniform(0, 0.5)
-        wish = {branch: float(rng.random()) for branch in branches}
-        kept = {branch for branch in branches if rng.random() >= share}
-        needed = space.survivors({branch: wish[branch] + (10.0 if branch in kept else 0.0) for branch in branches})
-        yield frozenset(set(branches) - kept - needed), float(rng.uniform(0.25, 1.0))

@@ -33,7 +33,8 @@ from hwnas.progress import NullProgress
 from hwnas.search.atom_control import Controller
 from hwnas.search.atom_projection import Limit, project
 from hwnas.search.atom_training import AtomTraining
-from hwnas.search.atomnas import AtomRequest, multiplied, search_atoms
+from hwnas.search.baselines import multiplied
+from hwnas.search.width_search import AtomRequest, search_atoms
 from hwnas.spaces import AtomArch, AtomSpace, find_space
 from hwnas.train.ema import decay_at
 from hwnas.train.recipe import Atoms, Recipe
