@@ -1,7 +1,8 @@
 """A search for widths, of atoms or of gated channels: what is asked, the nets that are wanted, the run they go to.
 
 How a net is made says `hwnas.search.atomnas` on spaces of atoms and `hwnas.search.figs` on spaces of gates. A killed
-run goes on from its last checkpoint to the same net.
+run goes on from its last checkpoint to the same net. Under torchrun the first process does the search, and the others
+train with it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +18,17 @@ from typing import TYPE_CHECKING, Any
 from hwnas.atom_costs import AtomCost, cheapest
 from hwnas.budget import Budget, format_cost
 from hwnas.errors import ClaimError, HwnasError
-from hwnas.progress import Progress
+from hwnas.progress import NullProgress, Progress
 from hwnas.runs import RunFolder
 from hwnas.search.atom_projection import Limit
 from hwnas.search.request import SearchOutcome, configuration, finished, identity, net_name
 from hwnas.spaces.gated import GateSpace
 from hwnas.spaces.widths import WidthSpace
+from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Recipe
 
 if TYPE_CHECKING:
-    from hwnas.search.width_work import WidthWork
+    from hwnas.search.width_work import WidthShop, WidthWork
 
 METHODS = ("atomnas", "atomnas-equal", "width")
 """Methods on spaces of atoms (`hwnas.search.atomnas`)."""
@@ -92,8 +94,8 @@ def _priced(request: AtomRequest) -> list[AtomCost]:
     return [request.costs[name] for name in sorted(request.costs)]
 
 
-def search_atoms(request: AtomRequest, progress: Progress) -> SearchOutcome:
-    """Runs the search, or what is left of it.
+def search_atoms(request: AtomRequest, progress: Progress, ranks: Ranks = SOLO) -> SearchOutcome:
+    """Runs the search, or what is left of it; of several `ranks` the first does, and the others `follow`.
 
     Raises:
         ClaimError: no architecture meets a budget; nothing was trained.
@@ -120,7 +122,9 @@ def search_atoms(request: AtomRequest, progress: Progress) -> SearchOutcome:
         if all(finished(run.net(goal.name), goal) for goal in goals):
             progress.note(f"{run.path} holds the results already")
         else:
-            work = _work(request, progress, run)
+            progress.stage("Data")
+            ranks.order("begin")
+            work = _work(_shop(request, progress, ranks), run)
             for goal in goals:
                 if not finished(run.net(goal.name), goal):
                     work.make(goal)
@@ -129,11 +133,30 @@ def search_atoms(request: AtomRequest, progress: Progress) -> SearchOutcome:
     return SearchOutcome(run.path, request.method, request.space.name, time.monotonic() - began, len(results), results)
 
 
-def _work(request: AtomRequest, progress: Progress, run: RunFolder) -> WidthWork:
+def follow(request: AtomRequest, ranks: Ranks) -> None:
+    """What every rank but the first does of a search."""
+    orders: dict[str, Callable[[dict[str, Any]], None]] = {}
+    orders["begin"] = lambda _: orders.update(_shop(request, NullProgress(), ranks).orders())
+    ranks.follow(orders)
+
+
+def _shop(request: AtomRequest, progress: Progress, ranks: Ranks) -> WidthShop:
     if isinstance(request.space, GateSpace):
-        from hwnas.search.figs import GateWork
+        from hwnas.search.figs import GateShop
 
-        return GateWork(request, progress, run)
-    from hwnas.search.atomnas import AtomWork
+        return GateShop(request, progress, ranks)
+    from hwnas.search.atomnas import AtomShop
 
-    return AtomWork(request, progress, run)
+    return AtomShop(request, progress, ranks)
+
+
+def _work(shop: WidthShop, run: RunFolder) -> WidthWork:
+    if isinstance(shop.request.space, GateSpace):
+        from hwnas.search.figs import GateShop, GateWork
+
+        assert isinstance(shop, GateShop)
+        return GateWork(shop, run)
+    from hwnas.search.atomnas import AtomShop, AtomWork
+
+    assert isinstance(shop, AtomShop)
+    return AtomWork(shop, run)

@@ -29,7 +29,9 @@ from hwnas.ops import Op
 from hwnas.progress import NullProgress
 from hwnas.search.atom_projection import Limit
 from hwnas.search.baselines import random_arch
-from hwnas.search.gate_training import FigsTraining, GateTraining, MorphNetTraining
+from hwnas.search.figs_training import FigsTraining
+from hwnas.search.gate_training import GateTraining
+from hwnas.search.morphnet import MorphNetTraining
 from hwnas.search.width_search import AtomRequest, search_atoms
 from hwnas.spaces import GateSpace, find_space
 from hwnas.train.loop import make_optimizer, set_rates
