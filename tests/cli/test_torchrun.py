@@ -87,11 +87,13 @@ def test_two_processes_search_among_atoms_and_one_that_is_killed_ends_both(ready
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["figs", "width"])
-def test_two_processes_search_among_gated_channels(ready: Hwnas, method: str) -> None:
-    search = ("search", "--method", method, "--space", "figs-fbnet-tiny", "--params", "50%", "--recipe", "tiny.toml")
-    result = one_net(ready.folder / method, torchrun(ready, *search, "--out", method, "--json"))
-    assert (result["reduction"] is not None) == (method == "figs")
+def test_two_processes_search_by_gates_and_retrain(ready: Hwnas) -> None:
+    search = ("search", "--method", "figs", "--params", "50%", "--recipe", "tiny.toml", "--out", "gates", "--json")
+    run = ready.folder / "gates"
+    result = one_net(run, torchrun(ready, *search))
+    assert sum(result["reduction"].values()) == pytest.approx(1)
+    steps = [(run / "nets" / result["net"] / name).read_text().split()[-1] for name in ("metrics.csv", "retrain.csv")]
+    assert [line.split(",")[0] for line in steps] == ["4", "2"]
 
 
 @pytest.mark.slow
