@@ -39,6 +39,9 @@ PROBE = 64
 class AtomShop(WidthShop):
     """Trainings on a space of atoms."""
 
+    def work(self, run: RunFolder) -> AtomWork:
+        return AtomWork(self, run)
+
     def orders(self) -> dict[str, Callable[[dict[str, Any]], None]]:
         return {"train": lambda order: self.train(self.training(self.goal(order), self.ranks))}
 

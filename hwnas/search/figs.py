@@ -54,6 +54,9 @@ class GateShop(WidthShop):
         assert isinstance(space, GateSpace)
         return space
 
+    def work(self, run: RunFolder) -> GateWork:
+        return GateWork(self, run)
+
     def orders(self) -> dict[str, Callable[[dict[str, Any]], None]]:
         def retrain(order: dict[str, Any]) -> None:
             widths = tuple(tuple(map(int, row)) for row in order["widths"])

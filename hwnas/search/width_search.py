@@ -28,7 +28,7 @@ from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Recipe
 
 if TYPE_CHECKING:
-    from hwnas.search.width_work import WidthShop, WidthWork
+    from hwnas.search.width_work import WidthShop
 
 METHODS = ("atomnas", "atomnas-equal", "width")
 """Methods on spaces of atoms (`hwnas.search.atomnas`)."""
@@ -124,7 +124,7 @@ def search_atoms(request: AtomRequest, progress: Progress, ranks: Ranks = SOLO) 
         else:
             progress.stage("Data")
             ranks.order("begin")
-            work = _work(_shop(request, progress, ranks), run)
+            work = _shop(request, progress, ranks).work(run)
             for goal in goals:
                 if not finished(run.net(goal.name), goal):
                     work.make(goal)
@@ -148,15 +148,3 @@ def _shop(request: AtomRequest, progress: Progress, ranks: Ranks) -> WidthShop:
     from hwnas.search.atomnas import AtomShop
 
     return AtomShop(request, progress, ranks)
-
-
-def _work(shop: WidthShop, run: RunFolder) -> WidthWork:
-    if isinstance(shop.request.space, GateSpace):
-        from hwnas.search.figs import GateShop, GateWork
-
-        assert isinstance(shop, GateShop)
-        return GateWork(shop, run)
-    from hwnas.search.atomnas import AtomShop, AtomWork
-
-    assert isinstance(shop, AtomShop)
-    return AtomWork(shop, run)

@@ -51,6 +51,10 @@ class WidthShop(ABC):
         return goal
 
     @abstractmethod
+    def work(self, run: RunFolder) -> WidthWork:
+        """What makes the nets of a run, with this shop."""
+
+    @abstractmethod
     def orders(self) -> dict[str, Callable[[dict[str, Any]], None]]:
         """What the ranks but the first do at a word."""
 
