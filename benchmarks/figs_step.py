@@ -17,7 +17,7 @@ import torch
 
 from hwnas.gate_costs import GateCount
 from hwnas.nn.gates import GatedNet
-from hwnas.search.gate_training import FigsTraining
+from hwnas.search.figs_training import FigsTraining
 from hwnas.spaces import GateSpace, find_space
 from hwnas.train.loop import make_optimizer
 from hwnas.train.recipe import Gates, Phase

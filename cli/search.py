@@ -18,7 +18,6 @@ from .choices import DEFAULT_SPACES, SPACE_NAMES, default_space
 from .options import Command, common, file_path, option
 from .search_prices import check_calibrated, price, resolve
 from .terminal import Terminal, milliseconds, percent
-from .torchrun import several
 from .training import joined, thread_count, train_options
 
 if TYPE_CHECKING:
@@ -115,12 +114,11 @@ def command(
     if method in ATOM_METHODS + GATE_METHODS or (space is not None and method == "random" and is_gated(space)):
         from .search_atoms import search_atoms
 
-        if several():
-            raise UsageError(f"{method} is for one process: start it without torchrun")
         where = thread_count(train_threads), train_device or "cpu"
         shared = Shared(method, space, info, lut, device, allow_uncalibrated, wanted, out, recipe, seed, *where)
-        document = search_atoms(terminal, shared)
-        terminal.document(document) if terminal.json else _show(terminal, document)
+        trained = search_atoms(terminal, shared)
+        if trained is not None:
+            terminal.document(trained) if terminal.json else _show(terminal, trained)
         return
     searched = _space(terminal, space, info)
     _check_bits(searched, typed)

@@ -25,8 +25,8 @@ GATE_SPACES = ("figs-fbnet-tiny", "figs-fbnet")
 RECIPE, GATE_RECIPE = "atomnas", "figs"
 
 
-def search_atoms(terminal: Terminal, asked: Shared) -> dict[str, Any]:
-    """Runs the search; returns its JSON document.
+def search_atoms(terminal: Terminal, asked: Shared) -> dict[str, Any] | None:
+    """Runs the search; returns its JSON document, None where another process of torchrun has it.
 
     Raises:
         ClaimError: no architecture meets a budget.
@@ -34,8 +34,8 @@ def search_atoms(terminal: Terminal, asked: Shared) -> dict[str, Any]:
     """
     from hwnas.atom_costs import atom_costs
     from hwnas.gate_costs import gate_costs
-    from hwnas.search.atomnas import AtomRequest
-    from hwnas.search.atomnas import search_atoms as search
+    from hwnas.search.width_search import AtomRequest, follow
+    from hwnas.search.width_search import search_atoms as search
     from hwnas.spaces import AtomSpace, GateSpace
     from hwnas.train.recipe import load_recipe
 
@@ -80,8 +80,12 @@ def search_atoms(terminal: Terminal, asked: Shared) -> dict[str, Any]:
         device=asked.train_device,
         notes=notes,
     )
-    with joined(asked.train_device):
-        outcome = search(request, terminal.progress())
+    with joined(asked.train_device) as ranks:
+        if not ranks.leads:
+            follow(request, ranks)
+            return None
+        with ranks.leading():
+            outcome = search(request, terminal.progress(), ranks)
     return {**outcome.to_json(), "table": notes.get("table"), "zoo": notes.get("zoo", {})}
 
 

@@ -12,6 +12,8 @@ from torch import Tensor, fx, nn
 
 from hwnas.errors import HwnasError
 from hwnas.network import INPUT, Ref
+from hwnas.nn.prunable import PrunableGroup, Tied, select
+from hwnas.nn.silent import absorb, through_layer, through_norm
 from hwnas.ops import Shape
 from hwnas.trace.channels import FIXED, Channels, Ids, find_channels
 from hwnas.trace.graph import Step, Value
@@ -153,41 +155,35 @@ class _Values:
 
     def _layer(self, layer: nn.Module, path: str, step: Step) -> Tensor:
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        weight = layer.weight.double().cpu()
         entry, out = step.inputs[0], (step.index, 0)
-        summed = weight.sum((2, 3)) if weight.ndim == 4 else weight
         depthwise = step.op is not None and step.op.depthwise
-        given = summed[:, 0] * self.constants[entry] if depthwise else summed @ self.constants[entry]
-        bias = layer.bias
+        given = through_layer(layer, self.constants[entry])
+        bias = layer.bias.double().cpu() if layer.bias is not None else torch.zeros_like(given)
         if not self.left.lives(out):
-            return given if bias is None else given + bias.double().cpu()
-        rows, columns = self.kept(out), self.kept(entry)
-        new = _narrow_layer(layer, rows, None if depthwise else columns)
-        if new.bias is not None:
-            new.bias += given[rows].to(new.bias)
-            given = torch.zeros_like(given)
+            return given + bias
+        rows = self.kept(out)
+        new = _narrow(layer, rows, None if depthwise else self.kept(entry))
+        assert isinstance(new, nn.Conv2d | nn.Linear)
         self.layers[path] = new
-        if depthwise and bias is not None:  # what is silent gives the bias
-            silent = torch.ones(len(given), dtype=torch.bool)
-            silent[rows] = False
-            given = torch.where(silent, summed[:, 0] * self.constants[entry] + bias.double().cpu(), 0.0)
-        return given
+        if new.bias is None:
+            return given
+        new.bias += given[rows].to(new.bias)
+        if not depthwise:
+            return torch.zeros_like(given)
+        silent = given + bias  # of a depthwise convolution, channels that are fed nothing give the bias
+        silent[rows] = 0
+        return silent
 
     def _norm(self, layer: nn.Module, path: str, step: Step) -> Tensor:
         assert isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d)
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
         before, out = self.constants[step.inputs[0]], (step.index, 0)
-        scale = torch.rsqrt(layer.running_var.double().cpu() + layer.eps)
-        after = (before - layer.running_mean.double().cpu()) * scale
-        if layer.affine:
-            after = after * layer.weight.double().cpu() + layer.bias.double().cpu()
+        after = through_norm(layer, before)
         if not self.left.lives(out):
             return after
         rows = self.kept(out)
-        new = _narrow_norm(layer, rows)
-        assert new.running_mean is not None
-        new.running_mean -= before[rows].to(new.running_mean)
+        new = _narrow(layer, rows, None)
+        assert isinstance(new, nn.BatchNorm2d | nn.BatchNorm1d)
+        absorb(new, before[rows])
         self.layers[path] = new
         after[rows] = 0
         return after
@@ -216,34 +212,18 @@ def _at(ids: Ids, alive: Tensor) -> Tensor:
     return torch.where(places >= 0, alive[places.clamp_min(0)], True) if len(alive) else places < 0
 
 
-def _narrow_layer(layer: nn.Conv2d | nn.Linear, rows: Tensor, columns: Tensor | None) -> Any:
-    """A plain layer of fewer channels; `columns` None is a depthwise convolution."""
-    device = layer.weight.device
-    weight = layer.weight.index_select(0, rows.to(device))
-    weight = weight if columns is None else weight.index_select(1, columns.to(device))
-    new: Any
-    if isinstance(layer, nn.Linear):
-        new = nn.Linear(len(columns if columns is not None else rows), len(rows), layer.bias is not None, device="meta")
-    else:
-        count = len(rows) if columns is None else len(columns)
-        conv: Any = layer
-        new = nn.Conv2d(
-            count, len(rows), conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-            len(rows) if columns is None else 1, layer.bias is not None, conv.padding_mode, device="meta",
-        )  # fmt: skip
-    new.weight = nn.Parameter(weight.contiguous())
-    if layer.bias is not None:
-        new.bias = nn.Parameter(layer.bias.index_select(0, rows.to(device)))
-    return new.train(layer.training)
+def _narrow(layer: nn.Module, rows: Tensor, columns: Tensor | None) -> nn.Module:
+    """A plain copy of a layer with the outputs `rows`, and with the inputs `columns` where they are not the same."""
+    from hwnas.nn.gates import without_gate
 
-
-def _narrow_norm(layer: nn.BatchNorm2d | nn.BatchNorm1d, rows: Tensor) -> Any:
-    kind = nn.BatchNorm1d if isinstance(layer, nn.BatchNorm1d) else nn.BatchNorm2d
-    new: Any = kind(len(rows), layer.eps, layer.momentum, layer.affine, device="meta")
-    for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
-        value = tensor.detach().clone() if tensor.ndim == 0 else tensor.detach().index_select(0, rows.to(tensor.device))
-        setattr(new, name, nn.Parameter(value) if name in ("weight", "bias") else value)
-    return new.train(layer.training)
+    new = without_gate(layer)
+    for dim, keep in enumerate((rows, columns)):
+        if keep is not None:
+            tensors = [*new.named_parameters(), *new.named_buffers()]
+            cut_along = {name: tensor.shape[dim] for name, tensor in tensors if tensor.ndim > dim}
+            tied = tuple(Tied(name, dim) for name in cut_along)
+            select(new, PrunableGroup("", next(iter(cut_along.values())), tied), keep)
+    return new
 
 
 @dataclass(slots=True)

@@ -178,7 +178,8 @@ def _refit(owner: nn.Module, depthwise: bool) -> None:
         owner.out_channels = owner.weight.shape[0]
         owner.groups = owner.out_channels if depthwise else owner.groups
         owner.in_channels = owner.weight.shape[1] * owner.groups
-    elif isinstance(owner, nn.BatchNorm2d):
-        owner.num_features = owner.weight.shape[0]
+    elif isinstance(owner, nn.BatchNorm1d | nn.BatchNorm2d):
+        assert owner.running_mean is not None
+        owner.num_features = owner.running_mean.shape[0]
     elif isinstance(owner, nn.Linear):
         owner.out_features, owner.in_features = owner.weight.shape

@@ -1,8 +1,7 @@
 """Atoms removed from a net while it trains (Mei et al. 2020, section 3.3), without a change of what it computes.
 
-What a dead atom still emits is a constant: the activation of its BatchNorm's shift. In training the BatchNorm behind
-the sum takes a constant off again; in inference its running mean has to, so that is where the constant goes. The
-published code leaves it out.
+What a dead atom still emits is a constant: the activation of its BatchNorm's shift. It goes into the running mean of
+the BatchNorm behind the sum (`hwnas.nn.silent`). The published code leaves it out.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from hwnas.nn.atoms import AtomSum, Branch
 from hwnas.nn.blocks import ChainNet, ConvNormAct
 from hwnas.nn.prunable import PrunableGroup, Tied, extend, forget, select
+from hwnas.nn.silent import absorb, through_layer, through_norm
 from hwnas.spaces.atoms import Widths
 
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
@@ -176,13 +176,12 @@ def _fold(net: ChainNet, dead: Mapping[BranchRef, Tensor]) -> None:
     """Takes what the dead atoms emit off the running mean of their block's BatchNorm."""
     blocks, branches = atom_blocks(net), branches_of(net)
     for ref, mask in dead.items():
-        branch, norm = branches[ref], blocks[ref.block].norm
+        branch, norm, last = branches[ref], blocks[ref.block].norm, branches[ref].convs[-1]
         assert norm is not None
-        assert norm.running_mean is not None
-        last = branch.convs[-1]
         assert isinstance(last, ConvNormAct)
-        emitted = last.act(branch.norm.bias[mask])
-        norm.running_mean -= branch.project.weight[:, mask, 0, 0] @ emitted
+        emitted = torch.zeros_like(branch.norm.bias, dtype=torch.float64)
+        emitted[mask] = last.act(branch.norm.bias[mask].double())
+        absorb(norm, through_layer(branch.project, emitted))
 
 
 def _drop_branch(
@@ -203,9 +202,7 @@ def _become_identity(
     blocks = atom_blocks(net)
     norm = blocks[index].norm
     assert norm is not None
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    constant = norm.bias - norm.running_mean / torch.sqrt(norm.running_var + norm.eps) * norm.weight
+    constant = through_norm(norm, torch.zeros_like(norm.bias, dtype=torch.float64))
     consumers: list[ConvNormAct] = []
     for block in blocks[index + 1 :]:
         consumers += [branch.convs[0] for branch in block.branches.values()]  # type: ignore[index,misc]
@@ -216,9 +213,7 @@ def _become_identity(
         assert isinstance(head, ConvNormAct)
         consumers.append(head)
     for consumer in consumers:
-        mean = consumer.norm.running_mean
-        assert mean is not None
-        mean -= consumer.conv.weight[:, :, 0, 0] @ constant
+        absorb(consumer.norm, through_layer(consumer.conv, constant))
     gone = {id(norm.weight), id(norm.bias)}
     names = [name for name, parameter in net.named_parameters() if id(parameter) in gone]
     forget(names, net, optimizer=optimizer, shadows=shadows)

@@ -1,4 +1,4 @@
-"""The penalty's strength under a budget: lambda rises and falls so that the living net meets its budget in time."""
+"""How a net comes onto its budget: lambda rises and falls so that it is near in time; a projection does the rest."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ RANGE = math.log(1e4)
 AIM = 0.02
 """Share of the reduction that is left to the projection: what died cannot come back, so that a course which ends on
 the budget itself would often end below."""
+
+
+COURSE_ENDS = 0.75
+"""The course to the budget ends at this share of the way to where the net is projected."""
 
 
 @dataclass(slots=True)
@@ -52,3 +56,28 @@ class Controller:
             return 0.0
         ramp = min(1.0, progress / self.start) if self.start > 0 else 1.0
         return ramp * self.penalty * math.exp(self.log_factor)
+
+
+@dataclass(slots=True)
+class Landing:
+    """How a net came onto its budget. Costs are in the unit of the first budget.
+
+    Attributes:
+        step: when.
+        before: what the supernet cost, `controlled` the net when the controller was done, `after` the net since then.
+        logit_change: the largest change of an evaluated output on some images by removing what was dead.
+    """
+
+    step: int
+    before: float
+    controlled: float
+    after: float
+    logit_change: float | None = None
+
+    def shares(self) -> dict[str, float]:
+        """How much of the reduction came from the controller and how much from the projection."""
+        whole = self.before - self.after
+        if whole <= 0:
+            return {"controller": 0.0, "projection": 0.0}
+        by_projection = max(0.0, self.controlled - self.after) / whole
+        return {"controller": 1 - by_projection, "projection": by_projection}

@@ -2,94 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hwnas.atom_costs import AtomCost, EqualCost
 from hwnas.errors import HwnasError
 from hwnas.nn.blocks import ChainNet
 from hwnas.nn.shrink import BranchRef, add_atoms, branches_of, cut_to, groups_of, importances, remove_atoms, widths_of
-from hwnas.search.atom_control import Controller
+from hwnas.search.atom_control import COURSE_ENDS, Controller, Landing
 from hwnas.search.atom_projection import Limit, project
+from hwnas.search.looks import Log
 from hwnas.spaces.atoms import AtomSpace, Widths
 from hwnas.spaces.widths import Branch
-from hwnas.train.checkpoint import CheckpointStore, disk_errors, read_tensors, restore, tensors_of, write_atomically
-from hwnas.train.checkpoint import write_tensors as write
 from hwnas.train.ema import Ema, decay_at
 from hwnas.train.loop import step_rng, torch_generator
+from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Atoms
 
 AHEAD = 0.03
 """Share of the training by which the controller looks ahead: importances fall for long before an atom is dead."""
 
-COURSE_ENDS = 0.75
-"""The course to the budget ends at this share of the way to where the net is projected."""
-
-
-@dataclass(slots=True)
-class Landing:
-    """How a net came onto its budget. Costs are in the unit of the first budget.
-
-    Attributes:
-        step: when.
-        before: what the supernet cost, `controlled` the net when the controller was done, `after` the net since then.
-        logit_change: the largest change of an evaluated output on some images by removing what was dead, and
-            `accuracy_before`, `accuracy_after` the validation accuracy around it.
-    """
-
-    step: int
-    before: float
-    controlled: float
-    after: float
-    logit_change: float | None = None
-
-    def shares(self) -> dict[str, float]:
-        """How much of the reduction came from the controller and how much from the projection."""
-        whole = self.before - self.after
-        if whole <= 0:
-            return {"controller": 0.0, "projection": 0.0}
-        by_projection = max(0.0, self.controlled - self.after) / whole
-        return {"controller": 1 - by_projection, "projection": by_projection}
-
-
-@dataclass(slots=True)
-class Log:
-    """atoms.jsonl: one line for each look at what is dead. A resume drops the lines that it makes again."""
-
-    path: Path
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The complete lines."""
-        if not self.path.is_file():
-            return []
-        found = []
-        for line in self.path.read_text().split("\n")[:-1]:
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
-        return found
-
-    def resume(self, step: int) -> None:
-        """Drops the lines after `step`."""
-        kept = [row for row in self.rows() if row["step"] <= step]
-        if self.path.is_file():
-            write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Appends a line."""
-        with disk_errors(self.path), self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
 
 @dataclass
 class AtomTraining:
     """Penalty, averages, controller, removals: the hooks of one training.
+
+    Of several `ranks` that train in step the first decides what lambda answers to and which atoms go.
 
     Attributes:
         space, net, optimizer: what trains.
@@ -100,6 +41,7 @@ class AtomTraining:
         seed: of atoms that are added.
         log: where each look is noted.
         probe: images [n, C, H, W] on which the change of outputs is measured; None measures none.
+        ranks: the processes that train together.
     """
 
     space: AtomSpace
@@ -112,6 +54,7 @@ class AtomTraining:
     seed: int = 0
     log: Log | None = None
     probe: Tensor | None = None
+    ranks: Ranks = SOLO
     ema: Ema = field(init=False)
     penalty: float = field(init=False, default=0.0)
     landing: Landing | None = field(init=False, default=None)
@@ -204,7 +147,8 @@ class AtomTraining:
             for block, spec in enumerate(self.space.blocks)
         )
         there = self.widths
-        self._excess = max(limit.excess(limit.cost.estimate(widths), there) for limit in self.limits)
+        excess = max(limit.excess(limit.cost.estimate(widths), there) for limit in self.limits)
+        self._excess = self.ranks.tell(excess)
         progress = done / self.steps
         if progress >= self._controller.start:
             self._controller.update(progress + AHEAD, self._excess, self.settings.control_steps / self.steps)
@@ -225,10 +169,18 @@ class AtomTraining:
         by_average = self._dead(by_both=False)
         per_atom = self.cost.per_atom(self.widths)
         waiting = sum(per_atom[self._branch(ref)] * int(mask.sum()) for ref, mask in by_average.items())
-        row: dict[str, Any] = {"removed": 0}
-        if last or (waiting > 0 and waiting >= self.settings.delta * self._full_cost):
-            row = self._remove(by_average if last else self._dead(by_both=True))
-        self._note(done, row)
+        due = last or (waiting > 0 and waiting >= self.settings.delta * self._full_cost)
+        dead = (by_average if last else self._dead(by_both=True)) if due else {}
+        self._note(done, self._remove(self._of_the_first(dead)))
+
+    def _of_the_first(self, marks: dict[BranchRef, Tensor]) -> dict[BranchRef, Tensor]:
+        """The first rank's marks of atoms (bool [atoms] of a branch), whatever the others made out."""
+        if self.ranks.world == 1:
+            return marks
+        here = {f"{ref.block} {ref.kernel}": (ref, gamma) for ref, gamma in importances(self.net).items()}
+        mine = {name: marks[ref] for name, (ref, _) in here.items() if ref in marks}
+        told = self.ranks.share(mine if self.ranks.leads else None)
+        return {ref: told[name].to(gamma.device) for name, (ref, gamma) in here.items() if name in told}
 
     def _remove(self, dead: dict[BranchRef, Tensor]) -> dict[str, Any]:
         if not any(bool(mask.any()) for mask in dead.values()):
@@ -254,8 +206,26 @@ class AtomTraining:
         """Removes what is dead, then what does not fit; fills stairs. From here on the net only trains."""
         first = self.limits[0].cost
         threshold = self.settings.threshold
-        row = self._remove({ref: g.detach().abs() <= threshold for ref, g in importances(self.net).items()})
+        dead = {ref: g.detach().abs() <= threshold for ref, g in importances(self.net).items()}
+        row = self._remove(self._of_the_first(dead))
         controlled = first.total(self.widths)
+        dead, widths = self._projected() if self.ranks.leads else ({}, ())
+        dead = self._of_the_first(dead)
+        row["projected"] = sum(int(mask.sum()) for mask in dead.values())
+        remove_atoms(self.net, dead, optimizer=self.optimizer, shadows=[self.ema.shadow])
+        row["added"] = self._fill(self.ranks.tell(widths))
+        self._collect()
+        self.landing = Landing(
+            done, first.total(self.space.full), controlled, first.total(self.widths), row.get("logit_change")
+        )
+        self._note(done, row)
+
+    def _projected(self) -> tuple[dict[BranchRef, Tensor], Widths]:
+        """The atoms that must go for the limits to be met, and the widths that branches are then filled up to.
+
+        Raises:
+            HwnasError: no removal meets the limits.
+        """
         values = {
             self._branch(ref): gamma.detach().abs().double().cpu().numpy()
             for ref, gamma in importances(self.net).items()
@@ -269,14 +239,7 @@ class AtomTraining:
             mask = torch.ones_like(gamma, dtype=torch.bool)
             mask[order[: found.keep[self._branch(ref)]]] = False
             dead[ref] = mask
-        row["projected"] = sum(int(mask.sum()) for mask in dead.values())
-        remove_atoms(self.net, dead, optimizer=self.optimizer, shadows=[self.ema.shadow])
-        row["added"] = self._fill(found.widths)
-        self._collect()
-        self.landing = Landing(
-            done, first.total(self.space.full), controlled, first.total(self.widths), row.get("logit_change")
-        )
-        self._note(done, row)
+        return dead, found.widths
 
     def _fill(self, widths: Widths) -> int:
         """Adds fresh atoms up to `widths`."""
@@ -300,15 +263,12 @@ class AtomTraining:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside tensors."""
-        landing = self.landing
         return {
             "widths": self.widths,
             "updates": self.ema.updates,
             "log_factor": self._controller.log_factor,
             "excess": self._excess,
-            "landing": None
-            if landing is None
-            else [landing.step, landing.before, landing.controlled, landing.after, landing.logit_change],
+            "landing": None if self.landing is None else asdict(self.landing),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -317,70 +277,10 @@ class AtomTraining:
         cut_to(self.net, self.space.kernels, widths, optimizer=self.optimizer, shadows=[self.ema.shadow])
         self.ema.updates = int(state["updates"])
         self._controller.log_factor, self._excess = float(state["log_factor"]), float(state["excess"])
-        self.landing = None if state["landing"] is None else Landing(*state["landing"])
+        self.landing = None if state["landing"] is None else Landing(**state["landing"])
         self._collect()
 
-
-class Resumable(Protocol):
-    """A method's training: what it knows beside tensors, its averages and its log."""
-
-    log: Log | None
-
-    @property
-    def ema(self) -> Ema: ...
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside tensors, as JSON."""
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Takes up a state, before the tensors are loaded."""
-
-
-@dataclass(frozen=True, slots=True)
-class AtomStore:
-    """The checkpoints of a training that knows more than its tensors: averages, lambda, and the shape of its net."""
-
-    files: CheckpointStore
-    training: Resumable
-
-    def save(self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
-        """Writes net, optimizer, averages and what the method knows."""
-        training = self.training
-        text = json.dumps(training.state()).encode()
-        tensors = {
-            **tensors_of(module, optimizer),
-            **{f"ema/{name}": tensor for name, tensor in training.ema.shadow.items()},
-            "atoms/state": torch.frombuffer(bytearray(text), dtype=torch.uint8),
-        }
-        path = self.files.folder / f"{self.files.name}-{step:09d}.safetensors"
-        write(path, tensors, step=step)
-        self.files.drop_old()
-        return path
-
-    def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Restores the newest good checkpoint; returns its step, 0 where there is none.
-
-        Raises:
-            HwnasError: there are checkpoints and none of them can be read.
-        """
-        problems = []
-        for path in self.files.paths():
-            try:
-                tensors, step = read_tensors(path)
-                state = json.loads(bytes(tensors["atoms/state"].numpy()))
-            except (HwnasError, KeyError, ValueError) as error:
-                problems.append(str(error))
-                continue
-            self.training.restore(state)
-            restore(tensors, module, optimizer, f"checkpoint {path}")
-            shadow = self.training.ema.shadow
-            for name, tensor in shadow.items():
-                tensor.copy_(tensors[f"ema/{name}"])
-            if self.training.log is not None:
-                self.training.log.resume(step)
-            return step
-        if problems:
-            raise HwnasError(f"{problems[0]}; no older one is left: remove {self.files.folder} to begin again")
-        if self.training.log is not None:
-            self.training.log.resume(0)
-        return 0
+    def resumed(self, step: int) -> None:
+        """Drops what was noted after `step`."""
+        if self.log is not None:
+            self.log.resume(step)

@@ -2,77 +2,50 @@
 
 Two phases for each net: the architecture is learned (``figs``: gates; ``morphnet``: an L1 penalty on BatchNorm
 scales), brought onto its budget and cut out; then it is retrained. ``width`` (one multiplier) and ``random`` (random
-operators and one multiplier) have no first phase and are trained as long as both. A killed run goes on from its last
-checkpoint to the same net.
+operators and one multiplier) have no first phase and are trained as long as both.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
+import torch
+from torch import nn
 
-from hwnas.errors import ClaimError
 from hwnas.gate_costs import GateCost
+from hwnas.nn.gates import GatedNet
 from hwnas.progress import NullProgress, duration
-from hwnas.runs import NetFolder
-from hwnas.search.atom_projection import Limit
-from hwnas.search.atomnas import AtomGoal, Work, multiplied
+from hwnas.runs import NetFolder, RunFolder
+from hwnas.search.baselines import multiplied, random_arch
+from hwnas.search.figs_training import FigsTraining
+from hwnas.search.gate_training import GateTraining
+from hwnas.search.looks import Log
+from hwnas.search.morphnet import MorphNetTraining
+from hwnas.search.width_search import AtomGoal
+from hwnas.search.width_work import WidthShop, WidthWork
 from hwnas.spaces.gated import GateSpace
-from hwnas.spaces.widths import STAIRS, AtomArch, Widths
-from hwnas.train.recipe import Phase
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from hwnas.search.gate_training import GateTraining
+from hwnas.spaces.widths import AtomArch, Widths
+from hwnas.train.chance import step_rng, torch_generator
+from hwnas.train.checkpoint import CheckpointStore
+from hwnas.train.ema import Averaging
+from hwnas.train.evaluate import accuracy
+from hwnas.train.finish import accuracy_at_last, write_net
+from hwnas.train.loop import MetricsLog, make_optimizer, train
+from hwnas.train.ranks import SOLO, Ranks
+from hwnas.train.recalibrate import recalibrate
 
 TIMED = 3
 """Steps that a duration is estimated from."""
 
-
-def random_arch(space: GateSpace, limits: Sequence[Limit], seed: int, number: int) -> Widths:
-    """The random sub-network `number` of a seed, as wide as the limits allow.
-
-    Raises:
-        ClaimError: none that was drawn can meet them.
-    """
-    from hwnas.search.gate_training import random_widths
-
-    rng = np.random.default_rng(np.random.SeedSequence([seed, 0xF165, number]))
-    stairs = any(limit.cost.in_stairs for limit in limits)
-    least = STAIRS[0][1] if stairs else 1
-    for _, (empty, factor) in zip(range(100), random_widths(space, rng), strict=False):
-
-        def at(scale: float, empty: frozenset[tuple[int, int]] = empty) -> Widths:
-            rows = tuple(
-                (0 if (number, 0) in empty else min(row[0], max(least, int(scale * row[0]))),)
-                for number, row in enumerate(space.full)
-            )
-            if stairs:
-                rows = tuple((max(s for s in space.stairs(n, 0) if s <= row[0]),) for n, row in enumerate(rows))
-            return space.revived(rows, {}, least)
-
-        if not limits:
-            return at(factor)
-        low, high = 0.0, 1.0
-        if not all(limit.met(at(low)) for limit in limits):
-            continue
-        if all(limit.met(at(high)) for limit in limits):
-            return at(high)
-        for _ in range(16):
-            middle = (low + high) / 2
-            low, high = (middle, high) if all(limit.met(at(middle)) for limit in limits) else (low, middle)
-        return at(low)
-    raise ClaimError(f"none of 100 random nets of {space.name} meets the budget: give a larger one")
+KINDS: dict[str, type[GateTraining]] = {"figs": FigsTraining, "morphnet": MorphNetTraining}
+"""Methods with a first phase, and what they do in it."""
 
 
-class GateWork(Work):
-    """The work between goals and results on a space of gates."""
+class GateShop(WidthShop):
+    """Trainings on a space of gates: of a whole net with its gates, and of a net that was cut out."""
 
     @property
     def space(self) -> GateSpace:
@@ -81,15 +54,74 @@ class GateWork(Work):
         assert isinstance(space, GateSpace)
         return space
 
+    def work(self, run: RunFolder) -> GateWork:
+        return GateWork(self, run)
+
+    def orders(self) -> dict[str, Callable[[dict[str, Any]], None]]:
+        def retrain(order: dict[str, Any]) -> None:
+            widths = tuple(tuple(map(int, row)) for row in order["widths"])
+            self.retrain(self.space.build(AtomArch(self.space.name, widths)), order["steps"])
+
+        return {"search": lambda order: self.search(self.training(self.goal(order), self.ranks)), "retrain": retrain}
+
+    def training(self, goal: AtomGoal, ranks: Ranks = SOLO, log: Log | None = None) -> GateTraining:
+        """The first phase for a net, as it begins; `log` is the first rank's."""
+        request, gates, space = self.request, self.request.recipe.gates, self.space
+        plain = space.supernet(generator=torch_generator(step_rng(request.seed, "weights", 0)))
+        net = GatedNet(
+            plain, space.input_shape, tau=gates.tau, start=gates.start, backward_tau=gates.backward_tau,
+            readable=space.readable,
+        )  # fmt: skip
+        net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        cost = goal.limits[0].cost if goal.limits else request.costs["macs"]
+        assert isinstance(cost, GateCost)
+        phase = request.recipe.supernet
+        optimizer = make_optimizer(net.net, phase)
+        kind = KINDS[request.method]
+        return kind(space, net, optimizer, cost, goal.limits, gates, phase.steps, request.seed, log, ranks)
+
+    def search(self, training: GateTraining, **options: Any) -> None:
+        """Trains net and gates, with the ranks of `training`; `options` are those of `hwnas.train.loop.train`."""
+        train(
+            training.net,
+            self.batches(self.request.recipe.supernet, "supernet"),
+            forward=training.forward,
+            description="search steps",
+            optimizer=training.optimizer,
+            hooks=training,
+            ranks=training.ranks,
+            **{"progress": NullProgress(), **options},
+        )
+
+    def retrain(self, net: nn.Module, steps: int, **options: Any) -> None:
+        """Trains a plain net with all ranks and gives it its averaged weights."""
+        recipe = self.request.recipe
+        hooks = Averaging(net, recipe.gates.ema_decay)
+        train(
+            net,
+            self.batches(recipe.finetune.model_copy(update={"steps": steps}), "retrain"),
+            forward=lambda images, _: net(images),
+            description="retraining steps" if self.request.method in KINDS else "steps",
+            hooks=hooks,
+            ranks=self.ranks,
+            **{"progress": NullProgress(), **options},
+        )
+        hooks.ema.write(net)
+
+
+class GateWork(WidthWork):
+    """The work on a space of gates."""
+
+    def __init__(self, shop: GateShop, run: RunFolder) -> None:
+        super().__init__(shop, run)
+        self.shop, self.space = shop, shop.space
+
     @property
     def searches(self) -> bool:
         """Whether there is a first phase."""
-        return self.request.method in ("figs", "morphnet")
+        return self.request.method in KINDS
 
     def make(self, goal: AtomGoal) -> None:
-        """Searches, retrains, tests and writes one net."""
-        from hwnas.train.checkpoint import CheckpointStore
-
         folder = self.run.net(goal.name)
         for stale in ("result.json", "verify.json"):
             (folder.path / stale).unlink(missing_ok=True)
@@ -101,9 +133,9 @@ class GateWork(Work):
         self._say_how_long(goal)
         name = f"{self.request.method}-{goal.key}"
         if self.searches:
-            files = CheckpointStore(self.run.checkpoints, name)
-            training, widths, plain = self._search(goal, folder, files)
-            net, seconds = self._retrain(folder, f"{name}-retrain", plain, self.request.recipe.finetune)
+            training, widths, plain = self._search(goal, folder, name)
+            steps = self.request.recipe.finetune.steps
+            net, seconds = self._retrain(folder, f"{name}-retrain", widths, plain, steps)
             shares = training.landing.shares() if training.landing is not None and goal.limits else None
             landing = asdict(training.landing) if training.landing is not None else None
         else:
@@ -117,51 +149,12 @@ class GateWork(Work):
 
     # -- the first phase ---------------------------------------------------------------------------------------------
 
-    def _training(self, goal: AtomGoal, log: Path | None) -> GateTraining:  # type: ignore[override]
-        import torch
-
-        from hwnas.nn.gates import GatedNet
-        from hwnas.search.atom_training import Log
-        from hwnas.search.gate_training import FigsTraining, MorphNetTraining
-        from hwnas.train.loop import make_optimizer, step_rng, torch_generator
-
-        request, gates, space = self.request, self.request.recipe.gates, self.space
-        plain = space.supernet(generator=torch_generator(step_rng(request.seed, "weights", 0)))
-        net = GatedNet(
-            plain, space.input_shape, tau=gates.tau, start=gates.start, backward_tau=gates.backward_tau,
-            readable=space.readable,
-        )  # fmt: skip
-        net.to(request.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        cost = goal.limits[0].cost if goal.limits else request.costs["macs"]
-        assert isinstance(cost, GateCost)
-        kind = FigsTraining if request.method == "figs" else MorphNetTraining
-        steps = request.recipe.supernet.steps
-        optimizer = make_optimizer(net.net, request.recipe.supernet)
-        return kind(
-            space, net, optimizer, cost, goal.limits, gates, steps, request.seed, Log(log) if log is not None else None
-        )
-
-    def _train_gates(self, training: GateTraining, **options: Any) -> None:
-        from hwnas.train.loop import train
-
-        train(
-            training.net,
-            self._batches(),
-            forward=training.forward,
-            description="search steps",
-            optimizer=training.optimizer,
-            hooks=training,
-            **options,
-        )
-
-    def _search(self, goal: AtomGoal, folder: NetFolder, files: Any) -> tuple[GateTraining, Widths, nn.Module]:
+    def _search(self, goal: AtomGoal, folder: NetFolder, name: str) -> tuple[GateTraining, Widths, nn.Module]:
         """The trained gates, the widths they came to, and the net cut out of them."""
-        from hwnas.search.atom_training import AtomStore
-        from hwnas.train.loop import MetricsLog, step_rng, torch_generator
-
-        training = self._training(goal, folder.path / "gates.jsonl")
-        metrics = MetricsLog(folder.path / "metrics.csv")
-        self._train_gates(training, store=AtomStore(files, training), metrics=metrics, progress=self.progress)
+        self.order("search", goal)
+        training = self.shop.training(goal, self.ranks, Log(folder.path / "gates.jsonl"))
+        store, metrics = CheckpointStore(self.run.checkpoints, name), MetricsLog(folder.path / "metrics.csv")
+        self.shop.search(training, store=store, metrics=metrics, progress=self.progress)
         widths, keep = training.land()
         if not self.request.recipe.gates.inherit:
             generator = torch_generator(step_rng(self.request.seed, "weights", 1))
@@ -171,46 +164,21 @@ class GateWork(Work):
 
     # -- the second phase --------------------------------------------------------------------------------------------
 
-    def _retrain(self, folder: NetFolder, name: str, net: nn.Module, phase: Phase) -> tuple[nn.Module, float]:
+    def _retrain(
+        self, folder: NetFolder, name: str, widths: Widths, net: nn.Module, steps: int
+    ) -> tuple[nn.Module, float]:
         """Trains a net on; returns it with its averaged weights and how long all its trainings took."""
-        from hwnas.search.atom_training import AtomStore
-        from hwnas.search.gate_training import Averaging
-        from hwnas.train.checkpoint import CheckpointStore
-        from hwnas.train.loop import Batches, MetricsLog, train
-
-        request = self.request
-        if not phase.steps:
-            return net, self._seconds(folder)
-        batches = Batches(self.splits.train, self.splits.normalisation, phase, request.seed, "retrain", request.device)
-        hooks = Averaging(net, request.recipe.gates.ema_decay)
-        train(
-            net,
-            batches,
-            forward=lambda images, _: net(images),
-            progress=self.progress,
-            description="retraining steps" if self.searches else "steps",
-            store=AtomStore(CheckpointStore(self.run.checkpoints, name), hooks),
-            metrics=MetricsLog(folder.path / "retrain.csv"),
-            hooks=hooks,
-        )
-        hooks.ema.write(net)
-        return net, self._seconds(folder)
-
-    @staticmethod
-    def _seconds(folder: NetFolder) -> float:
-        from hwnas.train.loop import MetricsLog
-
-        rows = [MetricsLog(folder.path / name).rows() for name in ("metrics.csv", "retrain.csv")]
-        return sum(float(found[-1][3]) for found in rows if found)
+        if steps:
+            self.ranks.order("retrain", widths=widths, steps=steps)
+            store, metrics = CheckpointStore(self.run.checkpoints, name), MetricsLog(folder.path / "retrain.csv")
+            self.shop.retrain(net, steps, store=store, metrics=metrics, progress=self.progress)
+        rows = [MetricsLog(folder.path / file).rows() for file in ("metrics.csv", "retrain.csv")]
+        return net, sum(float(found[-1][3]) for found in rows if found)
 
     def _baseline(self, goal: AtomGoal, folder: NetFolder, name: str) -> tuple[Widths, nn.Module, float]:
         """The net of a baseline, trained as long as both phases; of several random ones the best by validation."""
-        from hwnas.train.evaluate import accuracy
-        from hwnas.train.loop import step_rng, torch_generator
-        from hwnas.train.recalibrate import recalibrate
-
         request, recipe = self.request, self.request.recipe
-        phase = recipe.finetune.model_copy(update={"steps": recipe.supernet.steps + recipe.finetune.steps})
+        steps = recipe.supernet.steps + recipe.finetune.steps
         if request.method == "width":
             found = [multiplied(self.space, goal.limits)]
         else:
@@ -221,11 +189,11 @@ class GateWork(Work):
             generator = torch_generator(step_rng(request.seed, "weights", number))
             net = self.space.build(AtomArch(self.space.name, widths), generator=generator)
             (folder.path / "retrain.csv").unlink(missing_ok=True) if number else None
-            net, spent = self._retrain(folder, f"{name}-{number}", net, phase)
+            net, spent = self._retrain(folder, f"{name}-{number}", widths, net, steps)
             seconds += spent
             if len(found) > 1:
                 recalibrate(net, net, self.calibration.images())
-                scores.append(accuracy(net, self.splits.val, self.splits.normalisation, device=request.device))
+                scores.append(accuracy(net, self.splits.val, self.splits.normalisation, device=self.device))
                 self.progress.note(f"random net {number + 1} of {len(found)}: {100 * scores[-1]:.2f}% of validation")
             if best is None or scores[-1] > best[0]:
                 best = (scores[-1] if scores else 0.0, widths, net)
@@ -235,14 +203,10 @@ class GateWork(Work):
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _tested(self, goal: AtomGoal, folder: NetFolder, widths: Widths, net: nn.Module) -> dict[str, Any]:
-        from hwnas.train.evaluate import accuracy
-        from hwnas.train.finish import accuracy_at_last, write_net
-        from hwnas.train.recalibrate import recalibrate
-
         request, arch = self.request, AtomArch(self.space.name, widths)
         recalibrate(net, net, self.calibration.images())
-        searched = accuracy(net, self.splits.val, self.splits.normalisation, device=request.device)
-        tested, split = accuracy_at_last(net, self.splits, request.device)
+        searched = accuracy(net, self.splits.val, self.splits.normalisation, device=self.device)
+        tested, split = accuracy_at_last(net, self.splits, self.device)
         write_net(folder, self.space, arch, net)
         return {
             **self.figures(goal, arch),
@@ -262,10 +226,10 @@ class GateWork(Work):
         """An upper end: the retrained net is cheaper than the whole one."""
         if not self.searches:
             return
-        training = self._training(goal, None)
-        self._train_gates(training, progress=NullProgress(), stop_after=1)
+        training = self.shop.training(goal)
+        self.shop.search(training, stop_after=1)
         began = time.monotonic()
-        self._train_gates(training, progress=NullProgress(), stop_after=TIMED)
+        self.shop.search(training, stop_after=TIMED)
         recipe = self.request.recipe
         seconds = (time.monotonic() - began) / TIMED * (recipe.supernet.steps + recipe.finetune.steps)
         self.progress.note(f"expected duration: at most about {duration(seconds)} for {goal.name}")

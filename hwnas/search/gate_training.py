@@ -1,31 +1,27 @@
-"""What FiGS does in every step of its architecture learning (Chaudhuri et al. 2020), and MorphNet beside it."""
+"""What a search for the channels that stay does in every step, whatever a channel's worth is told by."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from hwnas.errors import HwnasError
 from hwnas.gate_costs import GateCost
-from hwnas.nn.gates import GatedNet, GatedNorm, GatedNorm1d
-from hwnas.search.atom_control import Controller
+from hwnas.nn.gates import GatedNet
+from hwnas.search.atom_control import COURSE_ENDS, Controller, Landing
 from hwnas.search.atom_projection import Limit, project
-from hwnas.search.atom_training import COURSE_ENDS, Landing, Log
+from hwnas.search.looks import Log
 from hwnas.spaces.gated import GateSpace
 from hwnas.spaces.widths import Branch, Widths
 from hwnas.train.ema import Ema
-from hwnas.train.loop import step_rng, torch_generator
+from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Gates
-
-DRIFT = 3.0
-"""Under a budget lambda begins where the dearest logits would fall by so much in a search if the task had no say."""
 
 AHEAD = 0.08
 """Share of a search by which the controller looks ahead, along the way the cost has gone since its last look: logits
@@ -39,6 +35,8 @@ UNDER = 0.97
 class GateTraining(ABC):
     """Penalty, averages and controller: the hooks of one search; at its end the net is brought onto its budget.
 
+    Of several `ranks` that search in step the first decides what lambda answers to, and brings the net onto its budget.
+
     Attributes:
         space, net, optimizer: what trains.
         cost: what the penalty is in proportion to.
@@ -47,6 +45,7 @@ class GateTraining(ABC):
         steps: of the search.
         seed: of the noise.
         log: where lambda and the cost are noted.
+        ranks: the processes that search together.
     """
 
     space: GateSpace
@@ -58,6 +57,7 @@ class GateTraining(ABC):
     steps: int
     seed: int = 0
     log: Log | None = None
+    ranks: Ranks = SOLO
     ema: Ema = field(init=False)
     penalty: float = field(init=False, default=0.0)
     landing: Landing | None = field(init=False, default=None)
@@ -139,7 +139,7 @@ class GateTraining(ABC):
                 )
             return
         before, passed = self._excess, self.settings.control_steps / self.steps
-        self._excess = self._over() / self._first
+        self._excess = self.ranks.tell(self._over() / self._first)
         self._fall += (self._excess - before - self._fall) * 0.5
         progress = done / self.steps
         if progress >= self._controller.start:
@@ -244,151 +244,12 @@ class GateTraining(ABC):
         self._controller.log_factor = float(state["log_factor"])
         self._excess, self._fall = float(state["excess"]), float(state["fall"])
 
+    def resumed(self, step: int) -> None:
+        """Drops what was noted after `step`."""
+        if self.log is not None:
+            self.log.resume(step)
+
 
 def _of(limit: Limit) -> GateCost:
     assert isinstance(limit.cost, GateCost)
     return limit.cost
-
-
-class FigsTraining(GateTraining):
-    """Masks are drawn in every step; the penalty is the expected cost's, or the sampled one's."""
-
-    def _started(self) -> None:
-        settings: dict[str, Any] = {"params": [self.net.logits], "weight_decay": 0.0}
-        if "eps" in self.optimizer.defaults:
-            settings["eps"] = 1.0
-        self.optimizer.add_param_group(settings)
-
-    def _first_penalty(self) -> float:
-        sums = self.sums()
-        prices = torch.from_numpy(self.cost.slopes(sums) / self._whole)[self._group_of]
-        chance = float(torch.sigmoid(torch.tensor(self.settings.start)))
-        rate = self.settings.lr or float(self.optimizer.param_groups[0]["lr"])
-        return DRIFT / (rate * self.steps * COURSE_ENDS * chance * (1 - chance) * float(prices.max()))
-
-    def forward(self, images: Tensor, step: int) -> Tensor:
-        self.net.set_masks(self.net.sample(torch_generator(step_rng(self.seed, "gates", step))))
-        try:
-            scores: Tensor = self.net(images)
-        finally:
-            self.net.set_masks(None)
-        return scores
-
-    def _penalise(self, prices: Tensor, lr: float) -> None:
-        del lr
-        if self.settings.lr is not None:
-            self.optimizer.param_groups[-1]["lr"] = self.settings.lr
-        logits = self.net.logits
-        if self.settings.form == "expected":
-            chances = torch.sigmoid(logits.detach())
-            slope = chances * (1 - chances)
-        else:
-            slope = self.net.last_slope()
-        assert logits.grad is not None
-        logits.grad.add_(prices * slope)
-
-    def worth(self) -> Tensor:
-        return self.net.chances().detach()
-
-    def sums(self) -> NDArray[np.float64]:
-        values = self.net.last_masks() if self.settings.form == "sampled" else self.net.chances().detach()
-        found = torch.zeros(len(self.space.groups), dtype=torch.float64)
-        found.index_add_(0, self._group_of, values.double().cpu())
-        result: NDArray[np.float64] = found.numpy()
-        return result
-
-    def wanted(self) -> Widths:
-        if self.settings.export == "expected":
-            return tuple((width,) for width in self.net.expected())
-        counts = torch.zeros(len(self.space.groups), dtype=torch.int64)
-        counts.index_add_(0, self._group_of, self.net.alive().cpu().long())
-        return tuple((int(count),) for count in counts.tolist())
-
-
-class MorphNetTraining(GateTraining):
-    """An L1 penalty on the scales of the BatchNorms behind a group's layers, weighted by the same costs.
-
-    A channel is worth the largest of its scales (Gordon et al. 2018, as morph_net ties residual channels).
-    """
-
-    def _started(self) -> None:
-        self._norms: list[tuple[nn.Parameter, Tensor, Tensor]] = []
-        seen = torch.zeros(self.space.channels.count, dtype=torch.bool)
-        for mask in self.space.channels.masks:
-            layer = self.net.net.get_submodule(mask.layer)
-            if isinstance(layer, GatedNorm | GatedNorm1d) and layer.affine:
-                ids = torch.from_numpy(mask.ids)
-                here = torch.nonzero(ids >= 0).flatten()
-                self._norms.append((layer.weight, here, ids[here]))
-                seen[ids[here]] = True
-        if not bool(seen.all()):
-            group = self.space.groups[int(self._group_of[int((~seen).nonzero()[0])])]
-            raise HwnasError(f"morphnet needs a BatchNorm behind every layer, and {group.name} has none: use figs")
-
-    def forward(self, images: Tensor, step: int) -> Tensor:
-        del step
-        scores: Tensor = self.net.net(images)
-        return scores
-
-    def _penalise(self, prices: Tensor, lr: float) -> None:
-        del lr
-        for weight, here, ids in self._norms:
-            if weight.grad is not None:
-                weight.grad[here] += prices[ids] * weight.detach()[here].sign()
-
-    def worth(self) -> Tensor:
-        found = torch.zeros(self.space.channels.count)
-        for weight, here, ids in self._norms:
-            found[ids] = torch.maximum(found[ids], weight.detach().abs().float().cpu()[here])
-        return found
-
-    def _alive(self) -> Tensor:
-        return self.worth() > self.settings.threshold
-
-    def sums(self) -> NDArray[np.float64]:
-        return np.array([row[0] for row in self.wanted()], float)
-
-    def wanted(self) -> Widths:
-        counts = torch.zeros(len(self.space.groups), dtype=torch.int64)
-        counts.index_add_(0, self._group_of, self._alive().long())
-        return tuple((int(count),) for count in counts.tolist())
-
-
-@dataclass
-class Averaging:
-    """The hooks of a retraining: averages of its parameters."""
-
-    net: nn.Module
-    decay: float
-    log: Log | None = None
-    ema: Ema = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.ema = Ema(self.net, self.decay)
-
-    def before_update(self, step: int, lr: float) -> None:
-        """Nothing."""
-
-    def after_update(self, done: int) -> None:
-        """Averages."""
-        del done
-        self.ema.update(self.net)
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside tensors."""
-        return {"updates": self.ema.updates}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Takes up a state."""
-        self.ema.updates = int(state["updates"])
-
-
-def random_widths(space: GateSpace, rng: np.random.Generator) -> Iterator[tuple[frozenset[Branch], float]]:
-    """Random sub-networks without end: groups that are empty, and one multiplier from 0.25 to 1 (figure 2, right)."""
-    branches = space.branches()
-    while True:
-        share = rng.uniform(0, 0.5)
-        wish = {branch: float(rng.random()) for branch in branches}
-        kept = {branch for branch in branches if rng.random() >= share}
-        needed = space.survivors({branch: wish[branch] + (10.0 if branch in kept else 0.0) for branch in branches})
-        yield frozenset(set(branches) - kept - needed), float(rng.uniform(0.25, 1.0))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hwnas.errors import HwnasError
 
@@ -21,8 +21,28 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from hwnas.train.ema import Ema
+
 KEEP = 2
 FORMAT = 1
+STATE = "method/state"
+"""JSON as bytes: what a method knows beside tensors."""
+
+
+class Carried(Protocol):
+    """What a training knows beside its module and optimizer: averages, and what its method decides by."""
+
+    @property
+    def ema(self) -> Ema: ...
+
+    def state(self) -> dict[str, Any]:
+        """What it knows beside tensors, as JSON."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes up a state, before the tensors are loaded; it may give the module another shape."""
+
+    def resumed(self, step: int) -> None:
+        """The training goes on after so many steps: what was noted of later ones goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +61,9 @@ class CheckpointStore:
         """The checkpoints that are there, newest first."""
         return sorted(self.folder.glob(f"{self.name}-?????????.safetensors"), reverse=True)
 
-    def save(self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+    def save(
+        self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, carried: Carried | None = None
+    ) -> Path:
         """Writes the state after `step` steps, then drops all but the newest two.
 
         Raises:
@@ -49,7 +71,7 @@ class CheckpointStore:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.name}-{step:09d}.safetensors"
-        write_tensors(path, tensors_of(module, optimizer), step=step)
+        write_tensors(path, tensors_of(module, optimizer, carried), step=step)
         self.drop_old()
         return path
 
@@ -58,24 +80,27 @@ class CheckpointStore:
         for old in self.paths()[KEEP:]:
             old.unlink(missing_ok=True)
 
-    def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Restores the newest good checkpoint into `module` and `optimizer`. Returns its step, 0 where there is none.
+    def load(self, module: nn.Module, optimizer: torch.optim.Optimizer, carried: Carried | None = None) -> int:
+        """Restores the newest good checkpoint. Returns its step, 0 where there is none.
 
         Raises:
             HwnasError: there are checkpoints and none of them is readable, or they are of another net.
         """
-        problems = []
+        problems, step = [], 0
         for path in self.paths():
             try:
                 tensors, step = read_tensors(path)
             except HwnasError as error:
                 problems.append(str(error))
                 continue
-            restore(tensors, module, optimizer, f"checkpoint {path}")
-            return step
-        if problems:
-            raise HwnasError(f"{problems[0]}; no older one is left: remove {self.folder} to begin again")
-        return 0
+            restore(tensors, module, optimizer, f"checkpoint {path}", carried)
+            break
+        else:
+            if problems:
+                raise HwnasError(f"{problems[0]}; no older one is left: remove {self.folder} to begin again")
+        if carried:
+            carried.resumed(step)
+        return step
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], **numbers: int) -> None:
@@ -172,23 +197,43 @@ def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> d
     return tensors
 
 
-def tensors_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Everything that a module and its optimizer hold, by name; `restore` takes it up."""
-    return {**_module_tensors(module), **_optimizer_tensors(module, optimizer)}
+def _carried_tensors(carried: Carried) -> dict[str, torch.Tensor]:
+    import torch
+
+    averages = {f"ema/{name}": tensor for name, tensor in carried.ema.shadow.items()}
+    text = json.dumps(carried.state()).encode()
+    return {**averages, STATE: torch.frombuffer(bytearray(text), dtype=torch.uint8)}
 
 
-def restore(tensors: dict[str, torch.Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, what: str) -> None:
+def tensors_of(
+    module: nn.Module, optimizer: torch.optim.Optimizer, carried: Carried | None = None
+) -> dict[str, torch.Tensor]:
+    """Everything that a training holds, by name; `restore` takes it up."""
+    more = _carried_tensors(carried) if carried else {}
+    return {**_module_tensors(module), **_optimizer_tensors(module, optimizer), **more}
+
+
+def restore(
+    tensors: dict[str, torch.Tensor],
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    what: str,
+    carried: Carried | None = None,
+) -> None:
     """Takes up the tensors of `tensors_of`; `what` names them in the error.
 
     Raises:
         HwnasError: they are another net's.
     """
     model = {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}
-    parameters = dict(module.named_parameters())
     try:
+        if carried:
+            carried.restore(json.loads(bytes(tensors[STATE].numpy())))
         module.load_state_dict(model)
         optimizer.state.clear()
-        _restore_optimizer(tensors, parameters, optimizer)
+        _restore_optimizer(tensors, dict(module.named_parameters()), optimizer)
+        for name, average in carried.ema.shadow.items() if carried else ():
+            average.copy_(tensors[f"ema/{name}"])
     except (RuntimeError, KeyError) as error:
         raise HwnasError(f"{what} is of another net: choose another --out") from error
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,3 +65,34 @@ class Ema:
     def _write(module: nn.Module, values: dict[str, Tensor]) -> None:
         for name, parameter in module.named_parameters():
             parameter.copy_(values[name])
+
+
+@dataclass
+class Averaging:
+    """The hooks of a retraining: averages of its parameters."""
+
+    net: nn.Module
+    decay: float
+    ema: Ema = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ema = Ema(self.net, self.decay)
+
+    def before_update(self, step: int, lr: float) -> None:
+        """Nothing."""
+
+    def after_update(self, done: int) -> None:
+        """Averages."""
+        del done
+        self.ema.update(self.net)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside tensors."""
+        return {"updates": self.ema.updates}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes up a state."""
+        self.ema.updates = int(state["updates"])
+
+    def resumed(self, step: int) -> None:
+        """Nothing was noted."""

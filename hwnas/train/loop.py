@@ -28,7 +28,7 @@ from hwnas.progress import Progress
 from hwnas.train.augment import augmented
 from hwnas.train.chance import step_rng as step_rng
 from hwnas.train.chance import torch_generator as torch_generator
-from hwnas.train.checkpoint import CheckpointStore, disk_errors, restore, tensors_of, write_atomically
+from hwnas.train.checkpoint import Carried, CheckpointStore, disk_errors, restore, tensors_of, write_atomically
 from hwnas.train.data import Images, Normalisation
 from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Phase
@@ -191,24 +191,14 @@ class MetricsLog:
             file.write(f"{step},{loss:.6g},{lr:.6g},{seconds:.1f}\n")
 
 
-class Hooks(Protocol):
-    """What a method does in every step beside the loss."""
+class Hooks(Carried, Protocol):
+    """What a method does in every step beside the loss; checkpoints and other ranks get what it knows."""
 
     def before_update(self, step: int, lr: float) -> None:
         """The gradients of a step (from 0) are there and can be added to."""
 
     def after_update(self, done: int) -> None:
         """So many steps are done; no graph refers to the parameters."""
-
-
-class Store(Protocol):
-    """Where checkpoints go: a `CheckpointStore`, or one that keeps more."""
-
-    def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Restores the newest checkpoint; returns its step, 0 where there is none."""
-
-    def save(self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
-        """Writes the state after `step` steps."""
 
 
 def train(
@@ -218,7 +208,7 @@ def train(
     forward: Callable[[Tensor, int], Tensor],
     progress: Progress,
     description: str,
-    store: Store | None = None,
+    store: CheckpointStore | None = None,
     metrics: MetricsLog | None = None,
     stop_after: int | None = None,
     ranks: Ranks = SOLO,
@@ -229,7 +219,7 @@ def train(
 
     Several `ranks` train in step, each on its part of every batch, with the weights that the first one begins with.
     Gradients are averaged, so that all make the same update; BatchNorm sees a rank's own images, as it would in so many
-    groups of one process. `store` and `metrics` are the first rank's.
+    groups of one process. `store` and `metrics` are the first rank's, and what `hooks` decide is its decision.
 
     Args:
         module: changed in place; its parameters are moved to channels_last.
@@ -254,12 +244,12 @@ def train(
     batches = batches.part(ranks) if ranks.world > 1 else batches
     module.to(batches.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = optimizer or make_optimizer(module, phase)
-    first = store.load(module, optimizer) if store and ranks.leads else 0
-    first = share_state(first, module, optimizer, ranks)
+    first = store.load(module, optimizer, hooks) if store and ranks.leads else 0
+    first = share_state(first, module, optimizer, ranks, hooks)
     seconds = metrics.resume(first) if metrics and ranks.leads else 0.0
     last = phase.steps if stop_after is None else min(phase.steps, first + stop_after)
     loss_function = nn.CrossEntropyLoss(label_smoothing=phase.label_smoothing)
-    book = _Book(module, optimizer, store, metrics, ranks, seconds, f"{description}, lr {phase.lr:g}", first)
+    book = _Book(module, optimizer, hooks, store, metrics, ranks, seconds, f"{description}, lr {phase.lr:g}", first)
     dropouts = [part for part in module.modules() if isinstance(part, Dropout)]
     with progress.start(phase.steps, description, first) as task:
         for step in range(first, last):
@@ -286,13 +276,19 @@ def train(
     return max(first, last)
 
 
-def share_state(step: int, module: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks) -> int:
-    """Gives every rank the first one's weights, optimizer state and step. Returns the step."""
+def share_state(
+    step: int,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ranks: Ranks,
+    carried: Carried | None = None,
+) -> int:
+    """Gives every rank the first one's weights, optimizer state, what it carries, and step. Returns the step."""
     if ranks.world == 1:
         return step
-    shared = ranks.share(tensors_of(module, optimizer) if ranks.leads else None)
+    shared = ranks.share(tensors_of(module, optimizer, carried) if ranks.leads else None)
     if not ranks.leads:
-        restore(shared, module, optimizer, "the state of the first process")
+        restore(shared, module, optimizer, "the state of the first process", carried)
     return int(ranks.tell(step))
 
 
@@ -302,7 +298,8 @@ class _Book:
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    store: Store | None
+    carried: Carried | None
+    store: CheckpointStore | None
     metrics: MetricsLog | None
     ranks: Ranks
     seconds: float
@@ -333,7 +330,7 @@ class _Book:
         if self.store and (ended or now - self.saved >= CHECKPOINT_INTERVAL_S):
             if not all(bool(norm.isfinite()) for norm in torch._foreach_norm(list(self.module.parameters()))):
                 raise self._broken(f"a weight is not a number after step {done}")
-            self.store.save(done, self.module, self.optimizer)
+            self.store.save(done, self.module, self.optimizer, self.carried)
             self.saved, self.saved_step = time.monotonic(), done
 
     def _broken(self, what: str) -> HwnasError:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,12 @@ from hwnas.progress import NullProgress
 from hwnas.search.atom_control import Controller
 from hwnas.search.atom_projection import Limit, project
 from hwnas.search.atom_training import AtomTraining
-from hwnas.search.atomnas import AtomRequest, multiplied, search_atoms
+from hwnas.search.atomnas import AtomShop
+from hwnas.search.baselines import multiplied
+from hwnas.search.width_search import AtomRequest, make_goal, search_atoms
 from hwnas.spaces import AtomArch, AtomSpace, find_space
 from hwnas.train.ema import decay_at
+from hwnas.train.ranks import SOLO
 from hwnas.train.recipe import Atoms, Recipe
 from hwnas.train.rmsprop import RMSProp
 
@@ -345,6 +349,15 @@ def test_a_run_of_another_penalty_is_refused(data: Path, tmp_path: Path) -> None
     search_atoms(request(data, tmp_path / "run", "width"), NullProgress())
     with pytest.raises(HwnasError, match="run of another search: method"):
         search_atoms(request(data, tmp_path / "run", "atomnas"), NullProgress())
+
+
+def test_a_rank_with_other_prices_refuses_to_train(data: Path, tmp_path: Path) -> None:
+    asked = request(data, tmp_path / "run", cost="macs")
+    shop, goal = AtomShop(asked, NullProgress(), SOLO), make_goal(asked, asked.budgets[0])
+    assert shop.goal({"goal": 0, "key": goal.key}).name == goal.name
+    dearer = replace(asked, costs={**asked.costs, "macs": CountCost(TINY, "params")})
+    with pytest.raises(HwnasError, match="have different prices"):
+        AtomShop(dearer, NullProgress(), SOLO).goal({"goal": 0, "key": goal.key})
 
 
 CHILD = """

@@ -28,9 +28,11 @@ from hwnas.nn.gates import GatedNet
 from hwnas.ops import Op
 from hwnas.progress import NullProgress
 from hwnas.search.atom_projection import Limit
-from hwnas.search.atomnas import AtomRequest, search_atoms
-from hwnas.search.figs import random_arch
-from hwnas.search.gate_training import FigsTraining, GateTraining, MorphNetTraining
+from hwnas.search.baselines import random_arch
+from hwnas.search.figs_training import FigsTraining
+from hwnas.search.gate_training import GateTraining
+from hwnas.search.morphnet import MorphNetTraining
+from hwnas.search.width_search import AtomRequest, search_atoms
 from hwnas.spaces import GateSpace, find_space
 from hwnas.train.loop import make_optimizer, set_rates
 from hwnas.train.recipe import Gates, Phase, Recipe, load_recipe
@@ -260,7 +262,7 @@ checkpoint.write_atomically = slow
 from pathlib import Path
 import test_figs_child as tests
 from hwnas.progress import NullProgress
-from hwnas.search.atomnas import search_atoms
+from hwnas.search.width_search import search_atoms
 search_atoms(tests.request(Path(sys.argv[2]), Path(sys.argv[3]), "figs", ("latency", 0.5)), NullProgress())
 """
 
