@@ -91,7 +91,7 @@ def export_engine(model: bytes, path: Path, profile: DeviceProfile, capability: 
     from hwnas.measure.runtimes.tensorrt_build import BuildError, BuildOptions, build_engine
 
     version = check_engine(profile, capability)
-    options = BuildOptions(**profile.builder.model_dump(), compute_capability=capability)
+    options = BuildOptions(**profile.builder.model_dump(), compute_capabilities=(capability,) if capability else ())
     converted = CONVERSIONS[profile.precision](model)
     try:
         built = build_engine(converted, options)

@@ -27,7 +27,7 @@ from hwnas.measure.runtimes.tensorrt_library import in_use, trt, use
 from hwnas.network import Network
 from hwnas.spaces import get_space
 
-SM89 = BuildOptions(compute_capability="SM89")
+SM89 = BuildOptions(compute_capabilities=("SM89",))
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def test_it_is_told_by_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("capability", ["SM86", "SM89"])
 def test_every_precision_is_built(precision: str, capability: str) -> None:
     model = CONVERSIONS[precision](network_to_onnx(tiny_network(), batch_size=2))
-    built = build_engine(model, BuildOptions(compute_capability=capability))
+    built = build_engine(model, BuildOptions(compute_capabilities=(capability,)))
     assert len(built.engine) > 1000
     assert built.layers
     assert {operator for layer in built.layers for operator in layer.operators} >= {"n0"}
@@ -123,7 +123,7 @@ def test_errors_are_one_line_that_names_the_node() -> None:
         with pytest.raises(BuildError):
             build_engine(model, SM89)
     with pytest.raises(BuildError, match="cannot build for SM1: one of SM"):
-        build_engine(network_to_onnx(tiny_network()), BuildOptions(compute_capability="SM1"))
+        build_engine(network_to_onnx(tiny_network()), BuildOptions(compute_capabilities=("SM1",)))
     assert {"SM86", "SM89"} <= set(capabilities())
 
 

@@ -8,6 +8,7 @@ compiles for a compute capability; its kernels are finished on the device, when 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,13 +30,14 @@ class BuildOptions:
         workspace_mib: memory that a kernel may use beside its tensors.
         optimisation_level: 0 (fast to build) to 5 (tries most kernels).
         tf32: whether float32 convolutions may round their inputs to 10 bits of mantissa, as TensorRT does by default.
-        compute_capability: as in ``SM89``; empty for the GPU of this machine.
+        compute_capabilities: as in ``SM89``; one engine then serves all of these GPUs, and is not built where one of
+            them is refused. Empty for the GPU of this machine.
     """
 
     workspace_mib: int = 2048
     optimisation_level: int = 3
     tf32: bool = False
-    compute_capability: str = ""
+    compute_capabilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +103,7 @@ def _config(builder: trt.Builder, network: trt.INetworkDefinition, options: Buil
         config.set_flag(trt.BuilderFlag.TF32)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)
-    if options.compute_capability:
-        _set_capability(config, options.compute_capability)
+    _set_capabilities(config, options.compute_capabilities)
     _fix_shapes(builder, network, config)
     return config
 
@@ -113,16 +114,19 @@ def capabilities() -> tuple[str, ...]:
     return tuple(name for name in known.__members__ if name.startswith("SM")) if known is not None else ()
 
 
-def _set_capability(config: trt.IBuilderConfig, name: str) -> None:
+def _set_capabilities(config: trt.IBuilderConfig, names: Sequence[str]) -> None:
     """Raises:
-    BuildError: the library does not build for it.
+    BuildError: the library does not build for one of them.
     """
-    known = capabilities()
-    if name not in known:
+    known = capabilities() if names else ()
+    if unknown := [name for name in names if name not in known]:
         can = f"one of {', '.join(known)}" if known else "only for the GPU that is here; install tensorrt-rtx"
-        raise BuildError(f"{in_use()} cannot build for {name}: {can}")
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(trt.ComputeCapability, name), 0)
+        raise BuildError(f"{in_use()} cannot build for {unknown[0]}: {can}")
+    if names:
+        config.num_compute_capabilities = len(names)
+    for index, name in enumerate(names):
+        if not config.set_compute_capability(getattr(trt.ComputeCapability, name), index):
+            raise BuildError(f"{in_use()} refuses to build for {' and '.join(names)}")
 
 
 def _fix_shapes(builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
