@@ -6,8 +6,8 @@ Each is written as ONNX, brought to fp32 and fp16, parsed, and built by `tensorr
 and SM86; one net in int8 too. Where that engine is refused, each GPU is tried alone. What is not built is listed by
 name, with why not. A cell says that the library parses the model and compiles it for that GPU, and how many layers it
 made of a net. It says nothing of whether the engine runs, how fast, or what it computes: kernels are finished on the
-GPU, when an engine is loaded; no GPU is needed here, and none is used. Exit code 3 where something is not built, 1 where
-tensorrt_rtx is not installed.
+GPU, when an engine is loaded; no GPU is needed here, and none is used. Exit code 3 where something is not built, 1
+where tensorrt_rtx is not installed.
 """
 
 from __future__ import annotations
