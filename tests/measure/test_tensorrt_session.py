@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hwnas.measure.runtimes import tensorrt_library
+from hwnas.measure.runtimes import gpu_state, tensorrt_library
 from hwnas.measure.runtimes.base import BUILDS_MS, DISTURBED, WHOLE, KernelClock, Runtime, Session
 from hwnas.measure.runtimes.cuda import Cuda, Gpu, Replay
-from hwnas.measure.runtimes.gpu_state import GpuWatch
+from hwnas.measure.runtimes.gpu_state import SETTLED, GpuState, GpuWatch
 from hwnas.measure.runtimes.tensorrt_build import BuildError
 from hwnas.measure.runtimes.tensorrt_session import EngineClock, EngineSession, Loaded
 from hwnas.measure.worker import Worker, serve
@@ -149,6 +149,9 @@ class Context:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         return True
 
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return SHAPE
+
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._at[name] = address
         return True
@@ -170,10 +173,15 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., HostCuda]]:
 
     def make(**options: Any) -> HostCuda:
         cuda = HostCuda(**options)
-        load = lambda engine: None if engine == b"bad" else Engine(cuda)  # noqa: E731
+
+        def load(engine: bytes, log: Any) -> Engine | None:
+            if engine == b"bad":
+                return log.log(0, "made by another\nversion")  # type: ignore[no-any-return]
+            return Engine(cuda)
+
         library = SimpleNamespace(
-            Logger=type("Logger", (), {"__init__": lambda *_: None, "Severity": SimpleNamespace(ERROR=0)}),
-            Runtime=lambda _: SimpleNamespace(deserialize_cuda_engine=load),
+            ILogger=type("ILogger", (), {"Severity": SimpleNamespace(ERROR=0, INTERNAL_ERROR=1)}),
+            Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda engine: load(engine, log)),
             TensorIOMode=SimpleNamespace(INPUT="input"),
             IProfiler=object,
             LayerInformationFormat=SimpleNamespace(JSON=0),
@@ -219,7 +227,7 @@ def test_inputs_take_turns(cuda: Callable[..., HostCuda], captures: bool) -> Non
     session = EngineSession([loaded], device, watch(), min_run_ms=1.9)
     assert session.repeats == 4
     context.read.clear()
-    assert session._times(0, 3) == pytest.approx([2.0] * 3)
+    assert session.times(0, 3) == pytest.approx([2.0] * 3)
     if not captures:
         assert len(set(context.read)) == 3
         assert all(one != other for one, other in zip(context.read, context.read[1:], strict=False))
@@ -239,7 +247,7 @@ def test_an_engine_that_does_not_load_or_run_leaves_nothing(
     cuda: Callable[..., HostCuda], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = cuda()
-    with pytest.raises(BuildError, match="does not load"):
+    with pytest.raises(BuildError, match="does not load: made by another version"):
         EngineClock(b"bad", device, watch())
     assert not device.held
     loaded = Loaded(b"a", device)
@@ -256,8 +264,38 @@ def test_a_clock_of_layers_gives_everything_back(cuda: Callable[..., HostCuda]) 
     times = {time.node or time.kind: time.samples_ms for time in clock.time_kernels(3)}
     assert times["n0.Mul_0"] == pytest.approx([0.3] * 3)
     assert times[WHOLE] == pytest.approx([0.5] * 3)
+    assert clock.state[DISTURBED] == ""
+    assert "sm_mhz" in clock.state
     clock.close()
     assert not device.held
+
+
+def test_a_clock_of_layers_repeats_what_was_disturbed(
+    cuda: Callable[..., HostCuda], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that drifts between the whole and the layers would be taken for launches."""
+    device, seen = cuda(), watch()
+    clock = EngineClock(b"a", device, seen)
+    monkeypatch.setattr(gpu_state.time, "sleep", lambda _: None)
+    mhz = iter([1500] * SETTLED + [1500, 1200] + [1200, 1200])
+    monkeypatch.setattr(seen, "read", lambda: GpuState(next(mhz), None, 70, 200.0, 0x4))
+    before = device.clock
+    times = {time.node or time.kind: time.samples_ms for time in clock.time_kernels(3)}
+    assert len(times["n0.Mul_0"]) == len(times[WHOLE]) == 3
+    assert device.clock - before == 0.5 * (SETTLED + 2 * (3 + 3 + 1))
+    assert clock.state == {"sm_mhz": 1200, "memory_mhz": None, "temperature_c": 70, "power_w": 200.0, "throttle": 4,
+                           DISTURBED: ""}  # fmt: skip
+    clock.close()
+
+
+def test_an_engine_that_is_captured_ran_on_each_copy_before(cuda: Callable[..., HostCuda]) -> None:
+    device = cuda(copies=3)
+    loaded = Loaded(b"a", device)
+    context: Any = loaded.context
+    session = EngineSession([loaded], device, watch())
+    assert len(set(context.read[::2])) == 3
+    assert context.read[::2] == context.read[1::2]  # run, then captured
+    session.close()
 
 
 class Counted(Session, KernelClock):
@@ -273,6 +311,7 @@ class Counted(Session, KernelClock):
         return image
 
     def time_kernels(self, runs: int) -> list[Any]:
+        self.state = {DISTURBED: "hotter"}
         return []
 
     def close(self) -> None:
@@ -311,6 +350,8 @@ def test_the_measuring_process_closes_what_is_unloaded_and_all_at_its_end(monkey
     assert len(runtime.held) == 3
     answer = worker.answer({"do": "time", "name": "network", "runs": 2})
     assert answer == {"ok": True, "samples_ms": [1.0, 1.0], "state": {DISTURBED: "hot"}}
+    answer = worker.answer({"do": "kernels", "name": "kernels", "runs": 2})
+    assert answer == {"ok": True, "kernels": [], "state": {DISTURBED: "hotter"}}
     assert worker.answer(loads["network"])["ok"]  # again, under the same name
     assert len(runtime.held) == 3
     assert worker.answer({"do": "unload", "name": "kernels"}) == {"ok": True}

@@ -65,7 +65,13 @@ class KernelTime:
 
 
 class KernelClock(ABC):
-    """A network whose kernels can be timed one by one, while it runs as a whole."""
+    """A network whose kernels can be timed one by one, while it runs as a whole.
+
+    Attributes:
+        state: as a session's.
+    """
+
+    state: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def time_kernels(self, runs: int) -> list[KernelTime]:
@@ -93,6 +99,10 @@ class Runtime(ABC):
     def load_kernels(self, model: bytes) -> KernelClock:  # noqa: ARG002 (an optional ability)
         """A network whose kernels are timed inside it. Not every runtime can: ``describe()["kernels"]`` is 1 then."""
         raise ValueError(f"{type(self).__name__} cannot time kernels inside a network")
+
+    def broken(self) -> str:
+        """Why nothing can be measured any more in this process, after something failed; empty where it can."""
+        return ""
 
     def close(self) -> None:  # noqa: B027 (most runtimes have nothing to release)
         """Releases the device."""

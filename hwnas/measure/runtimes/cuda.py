@@ -7,6 +7,7 @@ nothing in this file has run on a GPU yet.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 from abc import ABC, abstractmethod
@@ -207,17 +208,19 @@ class BindingsCuda(Cuda):
         self._call("cudaStreamBeginCapture", self._stream, mode)
         try:
             enqueue()
+            refused = False
+        except RuntimeError:  # what the runtime does not do while it is captured, it may do otherwise
+            refused = True
         finally:  # also what failed has to be ended, or the stream stays in capture
             code, graph = self._rt.cudaStreamEndCapture(self._stream)
-        if int(code) != 0:
-            return None
-        try:
-            ready = self._call("cudaGraphInstantiate", graph, 0)
-        except RuntimeError:
-            return None
-        finally:
+        ready = None
+        if int(code) == 0:
+            if not refused:
+                with contextlib.suppress(RuntimeError):
+                    ready = self._call("cudaGraphInstantiate", graph, 0)
             self._call("cudaGraphDestroy", graph)
-        return _BindingsReplay(self._call, ready, self._stream)
+        self._rt.cudaGetLastError()  # a capture that failed leaves its error to whoever asks next
+        return None if ready is None else _BindingsReplay(self._call, ready, self._stream)
 
     def close(self) -> None:
         self._call("cudaStreamDestroy", self._stream)

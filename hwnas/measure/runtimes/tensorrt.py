@@ -7,6 +7,7 @@ timing, and what the two builds differ by belongs to a latency.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hwnas.errors import HwnasError
 from hwnas.measure.precision import CONVERSIONS
 from hwnas.measure.runtimes.base import KernelClock, Runtime, Session
 from hwnas.measure.runtimes.cuda import NO_DRIVER, NoGpu, driver_is_here, open_cuda
-from hwnas.measure.runtimes.engine_cache import EngineCache
+from hwnas.measure.runtimes.engine_cache import EngineCache, folder_of_host
 from hwnas.measure.runtimes.gpu_state import GpuWatch
 from hwnas.measure.runtimes.tensorrt_build import BuildOptions, Built, build_engine, engine_key
 from hwnas.measure.runtimes.tensorrt_library import use
@@ -34,7 +35,7 @@ class TensorRt(Runtime):
         device: number of the GPU.
         precision: what models are brought to before they are built; those that are quantised already stay as they are.
         options: of the builder.
-        cache: folder of engines and of the timing cache, beside the table; None keeps nothing.
+        cache: folder of engines and of the timing cache; None keeps nothing.
 
     Raises:
         ImportError: the library, a CUDA package, the driver or the GPU is missing.
@@ -102,17 +103,31 @@ class TensorRt(Runtime):
         self._cache.keep(key, built.engine, built.timing_cache if build == 0 else b"")
         return built
 
+    def broken(self) -> str:
+        """An error of a kernel (an illegal address, …) stays: CUDA answers every later call of the process with it."""
+        try:
+            self.cuda.synchronise()
+        except Exception as error:  # each package has its own
+            return f"the GPU cannot be used any more: {error}"
+        return ""
+
     def close(self) -> None:
         self.cuda.close()
 
 
 def open_tensorrt(library: str, options: dict[str, Any]) -> Runtime:
-    """From the options of a profile (`hwnas.devices.DeviceProfile.runtime_options`)."""
-    cache = options.get("cache")
+    """From the options of a profile (`hwnas.devices.DeviceProfile.runtime_options`) and of the measuring process."""
     return TensorRt(
         library,
         int(options.get("gpu", 0)),
         str(options.get("precision", "fp32")),
         BuildOptions(**options.get("builder", {})),
-        Path(cache) if cache else None,
+        _cache(options),
     )
+
+
+def _cache(options: Mapping[str, Any]) -> Path | None:
+    """The folder that was named, or this machine's own for a profile that is measured from elsewhere."""
+    if options.get("cache"):
+        return Path(options["cache"])
+    return folder_of_host(str(options["cache_name"])) if options.get("cache_name") else None

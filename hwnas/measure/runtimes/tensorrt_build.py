@@ -14,6 +14,7 @@ from typing import Any
 
 from hwnas.measure.runtimes.tensorrt_layers import Layer, layers_of_log
 from hwnas.measure.runtimes.tensorrt_library import in_use, trt
+from hwnas.measure.runtimes.tensorrt_log import listen, logger
 
 MIB = 2**20
 
@@ -74,12 +75,10 @@ def build_engine(model: bytes, options: BuildOptions, timing_cache: bytes = b"")
     Raises:
         BuildError: the model cannot be parsed, an operator is not supported, or nothing can be built.
     """
-    layers: list[str] = []
-    errors: list[str] = []
-    log = _new_log(layers, errors)
-    builder = trt.Builder(log)
+    said = listen()
+    builder = trt.Builder(logger())
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
+    parser = trt.OnnxParser(network, logger())
     if not parser.parse(model):
         raise BuildError(_parser_error(parser))
     if not network.num_outputs:
@@ -88,9 +87,9 @@ def build_engine(model: bytes, options: BuildOptions, timing_cache: bytes = b"")
     cache = _with_timing_cache(config, timing_cache)
     engine: Any = builder.build_serialized_network(network, config)  # a buffer, which the stubs do not know
     if engine is None:
-        raise BuildError(f"TensorRT cannot build it: {_reason(errors)}")
+        raise BuildError(f"TensorRT cannot build it: {said.reason}")
     learned: Any = cache.serialize() if cache is not None else None
-    return Built(bytes(engine), tuple(layers_of_log(layers)), b"" if learned is None else bytes(learned))
+    return Built(bytes(engine), tuple(layers_of_log(said.layers)), b"" if learned is None else bytes(learned))
 
 
 def _config(builder: trt.Builder, network: trt.INetworkDefinition, options: BuildOptions) -> trt.IBuilderConfig:
@@ -147,12 +146,11 @@ def _fix_shapes(builder: trt.Builder, network: trt.INetworkDefinition, config: t
 def _with_timing_cache(config: trt.IBuilderConfig, known: bytes) -> trt.ITimingCache | None:
     if in_use() == "tensorrt_rtx":  # it times nothing when it builds, and warns
         return None
-    cache = config.create_timing_cache(known)
-    if cache is None and known:  # of another version or GPU
-        cache = config.create_timing_cache(b"")
-    if cache is None or not config.set_timing_cache(cache, False):
-        return None
-    return cache
+    for data in dict.fromkeys((known, b"")):  # what another version or GPU learned is refused
+        cache = config.create_timing_cache(data)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return cache
+    return None
 
 
 def _parser_error(parser: trt.OnnxParser) -> str:
@@ -169,26 +167,3 @@ def _parser_error(parser: trt.OnnxParser) -> str:
 def _sizes(dims: Any) -> Any:
     """A `Dims`, which can be iterated over: the stubs do not say so."""
     return dims
-
-
-def _reason(errors: list[str]) -> str:
-    return " ".join(" ".join(errors).split())[:300] or "it does not say why"
-
-
-def _new_log(layers: list[str], errors: list[str]) -> trt.ILogger:
-    """A logger of the chosen library, whose base class is only known now.
-
-    It fills `errors`, and `layers` with the lines of the message that lists the engine's layers.
-    """
-
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            super().__init__()
-
-        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                errors.append(msg)
-            elif msg.startswith("Layers:"):
-                layers[:] = msg.splitlines()
-
-    return Log()
