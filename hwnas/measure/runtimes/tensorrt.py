@@ -122,11 +122,11 @@ def open_tensorrt(library: str, options: dict[str, Any]) -> Runtime:
         int(options.get("gpu", 0)),
         str(options.get("precision", "fp32")),
         BuildOptions(**options.get("builder", {})),
-        _cache(options),
+        cache_of(options),
     )
 
 
-def _cache(options: Mapping[str, Any]) -> Path | None:
+def cache_of(options: Mapping[str, Any]) -> Path | None:
     """The folder that was named, or this machine's own for a profile that is measured from elsewhere."""
     if options.get("cache"):
         return Path(options["cache"])

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hwnas.measure.runtimes.tensorrt_layers import Layer, layers_of_log
+from hwnas.measure.runtimes.tensorrt_layers import Layer, layers_of_inspector, layers_of_log
 from hwnas.measure.runtimes.tensorrt_library import in_use, trt
 from hwnas.measure.runtimes.tensorrt_log import listen, logger
 
@@ -90,6 +90,24 @@ def build_engine(model: bytes, options: BuildOptions, timing_cache: bytes = b"")
         raise BuildError(f"TensorRT cannot build it: {said.reason}")
     learned: Any = cache.serialize() if cache is not None else None
     return Built(bytes(engine), tuple(layers_of_log(said.layers)), b"" if learned is None else bytes(learned))
+
+
+def layers_of_engine(engine: bytes) -> int:
+    """How many layers an engine has, as its inspector says once it is loaded; 0 where that says nothing of them.
+
+    Raises:
+        BuildError: it does not load here; what is not an engine of this library is told before what the GPU is asked.
+    """
+    said = listen()
+    runtime = trt.Runtime(logger())
+    loaded = runtime.deserialize_cuda_engine(engine)
+    if loaded is None:
+        raise BuildError(f"the engine does not load: {said.reason}")
+    text = loaded.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    try:
+        return len(layers_of_inspector(str(text)))
+    except ValueError:
+        return 0
 
 
 def _config(builder: trt.Builder, network: trt.INetworkDefinition, options: BuildOptions) -> trt.IBuilderConfig:
