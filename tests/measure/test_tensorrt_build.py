@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 from collections import Counter
 from pathlib import Path
@@ -19,7 +20,7 @@ from hwnas.latency.lowering import AsWritten
 from hwnas.latency.terms import LAYERS, TERMS
 from hwnas.measure.onnx_models import network_to_onnx, op_to_onnx
 from hwnas.measure.precision import CONVERSIONS, to_float16, to_int8
-from hwnas.measure.runtimes import INSTALL, engine_cache
+from hwnas.measure.runtimes import INSTALL, engine_cache, tensorrt_library
 from hwnas.measure.runtimes.base import WHOLE
 from hwnas.measure.runtimes.cuda import driver_is_here
 from hwnas.measure.runtimes.tensorrt import cache_of
@@ -72,6 +73,26 @@ def test_it_is_told_by_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match="one of tensorrt, tensorrt_rtx"):
         use("torch")
     assert in_use() == "tensorrt_rtx"
+
+
+def test_everything_that_is_asked_of_tensorrt_is_there() -> None:
+    """Also what only a GPU would reach; types and signatures are mypy's affair."""
+    asked = set()
+    for path in Path(tensorrt_library.__file__).parent.glob("tensorrt*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            while isinstance(node, ast.Attribute):
+                names.insert(0, node.attr)
+                node = node.value
+            if names and isinstance(node, ast.Name) and node.id == "trt":
+                asked.add(tuple(names))
+    assert ("IProfiler",) in asked
+    assert ("ILogger", "Severity", "ERROR") in asked
+    for names in asked:
+        found = trt
+        for name in names:
+            assert hasattr(found, name), f"tensorrt_rtx has no {'.'.join(names)}"
+            found = getattr(found, name)
 
 
 @pytest.mark.parametrize("precision", CONVERSIONS)

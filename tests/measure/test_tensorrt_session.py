@@ -21,6 +21,7 @@ from hwnas.measure.runtimes import gpu_state, tensorrt_library
 from hwnas.measure.runtimes.base import BUILDS_MS, DISTURBED, WHOLE, KernelClock, Runtime, Session
 from hwnas.measure.runtimes.cuda import Cuda, Gpu, Replay
 from hwnas.measure.runtimes.gpu_state import SETTLED, GpuState, GpuWatch
+from hwnas.measure.runtimes.tensorrt import TensorRt
 from hwnas.measure.runtimes.tensorrt_build import BuildError
 from hwnas.measure.runtimes.tensorrt_session import EngineClock, EngineSession, Loaded
 from hwnas.measure.worker import Worker, serve
@@ -92,18 +93,23 @@ class HostCuda(Cuda):
 
 
 class HostReplay(Replay):
-    def __init__(self, cuda: HostCuda, enqueue: Callable[[], object]) -> None:
+    """Runs on the memory that was bound when it was captured."""
+
+    def __init__(self, cuda: HostCuda, enqueue: Any) -> None:
         self._cuda, self._enqueue = cuda, enqueue
+        self._bound = dict(enqueue.__self__.context._at)
         cuda.held[self] = self
         enqueue()
 
     def __call__(self) -> None:
         assert self in self._cuda.held
+        self._enqueue.__self__.context._at.update(self._bound)
         self._enqueue()
 
     def close(self) -> None:
         self._cuda.log.append("close graph")
         del self._cuda.held[self]
+        self._enqueue = None
 
 
 class Engine:
@@ -228,9 +234,10 @@ def test_inputs_take_turns(cuda: Callable[..., HostCuda], captures: bool) -> Non
     assert session.repeats == 4
     context.read.clear()
     assert session.times(0, 3) == pytest.approx([2.0] * 3)
-    if not captures:
-        assert len(set(context.read)) == 3
-        assert all(one != other for one, other in zip(context.read, context.read[1:], strict=False))
+    assert session.times(0, 2) == pytest.approx([2.0] * 2)
+    assert len(context.read) == 20
+    rounds = [context.read[start : start + 3] for start in range(18)]  # also from one stretch to the next
+    assert all(len(set(addresses)) == 3 for addresses in rounds)
     session.close()
     assert not device.held
 
@@ -293,9 +300,22 @@ def test_an_engine_that_is_captured_ran_on_each_copy_before(cuda: Callable[..., 
     loaded = Loaded(b"a", device)
     context: Any = loaded.context
     session = EngineSession([loaded], device, watch())
-    assert len(set(context.read[::2])) == 3
-    assert context.read[::2] == context.read[1::2]  # run, then captured
+    first, last = context.read[:6], context.read[6:]
+    assert len(set(first[::2])) == 3
+    assert first[::2] == first[1::2] == last  # run, then captured, and each graph launched once before it is timed
     session.close()
+
+
+def test_a_gpu_that_answers_no_more_is_told_from_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, device = TensorRt.__new__(TensorRt), HostCuda()
+    runtime.cuda = device
+    assert runtime.broken() == ""
+
+    def fails() -> None:
+        raise RuntimeError("cudaStreamSynchronize: cudaErrorIllegalAddress")
+
+    monkeypatch.setattr(device, "synchronise", fails)
+    assert "cannot be used any more: cudaStreamSynchronize: cudaErrorIllegalAddress" in runtime.broken()
 
 
 class Counted(Session, KernelClock):

@@ -91,7 +91,9 @@ class TensorRt(Runtime):
 
     def _built(self, model: bytes, build: int) -> Built:
         """The engine, from the cache or anew. Only the first build uses the timing cache: it would make all alike."""
-        key = engine_key(model, self.options, f"{self.version}-{self.precision}-{build}", self.cuda.gpu.capability)
+        gpu = self.cuda.gpu  # what is fastest on one GPU is not on another one of the same capability
+        device = f"{gpu.name} {gpu.capability}"
+        key = engine_key(model, self.options, f"{self.version}-{self.precision}-{build}", device)
         engine = self._cache.engine(key)
         if engine is not None:
             return Built(engine, ())
