@@ -25,6 +25,9 @@ DRIVER = "apt-get install nvidia-driver"
 
 INSUFFICIENT_DRIVER, NO_DEVICE = 35, 100
 
+NON_BLOCKING = 1
+"""CUDA's flag of a stream that does not wait for the default one, in which libraries may work."""
+
 
 class NoGpu(ImportError):
     """There is no GPU that CUDA could use; the message says what is missing."""
@@ -250,7 +253,7 @@ class PyCuda(Cuda):
         )
         self._context = found.retain_primary_context()
         self._context.push()
-        self._stream = driver.Stream()
+        self._stream = driver.Stream(NON_BLOCKING)
         self._memory: dict[int, Any] = {}
 
     @property
@@ -293,8 +296,8 @@ class PyCuda(Cuda):
         for address in list(self._memory):
             self.free(address)
         self._stream = None
-        self._context.pop()
-        self._context.detach()
+        self._context.pop()  # what is left on pycuda's stack at the end aborts the process
+        self._context.detach()  # by hand: its destructor takes a primary context for one that pycuda made
 
 
 def _text(name: Any) -> str:
