@@ -125,6 +125,8 @@ class MeasuringProcess:
             reason = str(error) if error.fix else f"the measuring process did not start: {error}"
             if self.profile.host:
                 reason = f"on {self.profile.host}: {reason}"
+            elif self.profile.note:
+                reason = f"{reason}; {self.profile.note}"
             raise RuntimeMissing(reason, error.fix) from None
         except LinkLost as error:
             self.close()
@@ -244,8 +246,7 @@ class MeasuringProcess:
         except (HwnasError, MemoryError, ValueError) as error:
             raise MeasurementError(f"cannot be written as a model: {' '.join(str(error).split())[:300]}") from None
         memory = subject.memory_bytes + len(model) * 5 // 4
-        while self._loaded and memory + sum(held for _, held in self._loaded.values()) > self.memory_limit_bytes:
-            self._ask({"do": "unload", "name": self._loaded.popitem(last=False)[0]})
+        self._make_room(memory)
         answer = self._ask(
             {
                 "do": "load",
@@ -258,8 +259,15 @@ class MeasuringProcess:
         repeats = answer.get("repeats")
         if type(repeats) is not int or repeats < 1:
             raise MeasurementError(f"the runtime returned an impossible number of copies: {str(repeats)[:80]}")
-        self._loaded[subject.name] = (repeats, memory)
+        held = answer.get("memory_bytes")
+        held = max(memory, held) if type(held) is int else memory
+        self._make_room(held)  # it may hold more than was expected
+        self._loaded[subject.name] = (repeats, held)
         return repeats
+
+    def _make_room(self, memory: int) -> None:
+        while self._loaded and memory + sum(held for _, held in self._loaded.values()) > self.memory_limit_bytes:
+            self._ask({"do": "unload", "name": self._loaded.popitem(last=False)[0]})
 
     def run(self, subject: Subject, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """The network's first output for `images` [batch, C, H, W], computed on the device."""

@@ -7,7 +7,7 @@ Run as ``python -m hwnas.measure.worker``. It imports no torch. Requests carry `
 do         with                                            answers
 =========  ==============================================  =====================================
 open       runtime, options, lock (a device, or none)      describe: what a table is bound to
-load       name, role, min_run_ms; payload: the model      repeats
+load       name, role, min_run_ms; payload: the model      repeats, memory_bytes
 time       name, runs                                      samples_ms; state: of the device
 kernels    name, runs                                      kernels: node, kind, shapes and samples_ms of each;
                                                            state
@@ -104,14 +104,14 @@ class Worker:
         model = request["payload"]
         self.do_unload(request)  # of that name, from a load that failed half way
         if request["role"] == "kernels":
-            self.clocks[request["name"]] = self.runtime.load_kernels(model)
-            return {"repeats": 1}
+            clock = self.clocks[request["name"]] = self.runtime.load_kernels(model)
+            return {"repeats": 1, "memory_bytes": clock.memory_bytes}
         if request["role"] == "operator":
             session = self.runtime.load_operator(model, float(request["min_run_ms"]))
         else:
             session = self.runtime.load_network(model)
         self.sessions[request["name"]] = session
-        return {"repeats": session.repeats}
+        return {"repeats": session.repeats, "memory_bytes": session.memory_bytes}
 
     def do_time(self, request: dict[str, Any]) -> dict[str, Any]:
         session = self.sessions[request["name"]]

@@ -23,6 +23,7 @@ VALUES = np.zeros(4, np.float32)
 CALLS: dict[str, Callable[[BindingsCuda, Any], object]] = {
     "allocate": lambda cuda, _: cuda.allocate(16),
     "free": lambda cuda, _: cuda.free(0),
+    "free_bytes": lambda cuda, _: cuda.free_bytes(),
     "upload": lambda cuda, _: cuda.upload(4096, VALUES),
     "download": lambda cuda, _: cuda.download(VALUES, 4096),
     "synchronise": lambda cuda, _: cuda.synchronise(),

@@ -278,6 +278,16 @@ def test_the_longest_unused_is_unloaded_when_memory_is_short(stand_in: StandIn) 
     assert used == ["load a", "load b", "unload b", "load c", "unload c", "load b"]
 
 
+def test_what_the_device_says_is_held_counts(stand_in: StandIn) -> None:
+    """A network on a GPU holds what nobody can know before it is built."""
+    body = "if do == 'load': say(ok=True, repeats=1, memory_bytes=600 if name == 'a' else 'much'); continue"
+    with stand_in(body, memory_limit_bytes=1000) as process:
+        for name in ("a", "b", "a"):
+            process.time_ms(subject(name, memory_bytes=450), 1)
+    used = [line for line in stand_in.log if not line.startswith(("open", "time"))]
+    assert used == ["load a", "unload a", "load b", "load a", "unload b"]
+
+
 def test_what_is_larger_than_the_limit_is_loaded_alone(stand_in: StandIn) -> None:
     with stand_in("", memory_limit_bytes=1000) as process:
         process.time_ms(subject("a", memory_bytes=400), 1)

@@ -62,6 +62,9 @@ class HostCuda(Cuda):
         self.log.append("free")
         del self.held[address]  # freeing twice is an error
 
+    def free_bytes(self) -> int:
+        return (1 << 20) - sum(held.size for held in self.held.values() if isinstance(held, np.ndarray))
+
     def upload(self, address: int, values: NDArray[Any]) -> None:
         self.held[address][:] = values.reshape(-1).view(np.uint8)
 
@@ -318,10 +321,23 @@ def test_a_gpu_that_answers_no_more_is_told_from_one_that_does(monkeypatch: pyte
     assert "cannot be used any more: cudaStreamSynchronize: cudaErrorIllegalAddress" in runtime.broken()
 
 
+def test_what_is_held_is_told(cuda: Callable[..., HostCuda], monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = TensorRt.__new__(TensorRt)
+    runtime.cuda, runtime.watch = cuda(copies=3), watch()
+    monkeypatch.setattr(runtime, "_built", lambda model, build: SimpleNamespace(engine=model))
+    network, operator, clock = runtime.load_network(b"a"), runtime.load_operator(b"a", 1), runtime.load_kernels(b"a")
+    each = 4 * INPUT_BYTES  # three copies of the input and the output, which is as large
+    assert [one.memory_bytes for one in (network, operator, clock)] == [2 * each, each, 2 * each]
+    for one in (network, operator, clock):
+        one.close()
+
+
 class Counted(Session, KernelClock):
     def __init__(self, held: list[Counted]) -> None:
         self._held = held
         held.append(self)
+
+    memory_bytes = 7
 
     def time_ms(self, runs: int) -> list[float]:
         self.state = {DISTURBED: "hot"}
@@ -366,7 +382,7 @@ def test_the_measuring_process_closes_what_is_unloaded_and_all_at_its_end(monkey
     worker.runtime = runtime
     for role in ("network", "operator", "kernels"):
         loads[role] = {"do": "load", "name": role, "role": role, "min_run_ms": 1, "payload": b""}
-        assert worker.answer(loads[role])["ok"]
+        assert worker.answer(loads[role]) == {"ok": True, "repeats": 1, "memory_bytes": 7}
     assert len(runtime.held) == 3
     answer = worker.answer({"do": "time", "name": "network", "runs": 2})
     assert answer == {"ok": True, "samples_ms": [1.0, 1.0], "state": {DISTURBED: "hot"}}

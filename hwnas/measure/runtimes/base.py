@@ -19,9 +19,11 @@ class Session(ABC):
         repeats: how many copies of an operator one run executes (1 for a network).
         state: of the device when it was last timed, where there is something to tell (clocks, what each build took):
             it is stored beside the samples, as JSON.
+        memory_bytes: what it holds of a device with memory of its own; 0 where that is not known.
     """
 
     repeats: int = 1
+    memory_bytes: int = 0
     state: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
@@ -68,9 +70,10 @@ class KernelClock(ABC):
     """A network whose kernels can be timed one by one, while it runs as a whole.
 
     Attributes:
-        state: as a session's.
+        state, memory_bytes: as a session's.
     """
 
+    memory_bytes: int = 0
     state: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod

@@ -85,6 +85,10 @@ class Cuda(ABC):
         """Gives memory back."""
 
     @abstractmethod
+    def free_bytes(self) -> int:
+        """Device memory that nobody holds now."""
+
+    @abstractmethod
     def upload(self, address: int, values: NDArray[Any]) -> None:
         """Copies to the device and waits for it."""
 
@@ -180,6 +184,9 @@ class BindingsCuda(Cuda):
     def free(self, address: int) -> None:
         self._call("cudaFree", address)
 
+    def free_bytes(self) -> int:
+        return int(self._call("cudaMemGetInfo")[0])
+
     def upload(self, address: int, values: NDArray[Any]) -> None:
         kind = self._rt.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", address, values.ctypes.data, values.nbytes, kind, self._stream)
@@ -267,6 +274,9 @@ class PyCuda(Cuda):
 
     def free(self, address: int) -> None:
         self._memory.pop(address).free()
+
+    def free_bytes(self) -> int:
+        return int(self._driver.mem_get_info()[0])
 
     def upload(self, address: int, values: NDArray[Any]) -> None:
         self._driver.memcpy_htod_async(address, values, self._stream)

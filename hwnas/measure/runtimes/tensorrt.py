@@ -7,9 +7,9 @@ timing, and what the two builds differ by belongs to a latency.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hwnas.errors import HwnasError
 from hwnas.measure.precision import CONVERSIONS
@@ -23,6 +23,8 @@ from hwnas.measure.runtimes.tensorrt_session import EngineClock, EngineSession, 
 
 BUILDS = 2
 """Engines that are built of each network."""
+
+Held = TypeVar("Held", EngineSession, EngineClock)
 
 CPU_WORKS = "'--device cpu' works without a GPU"
 
@@ -70,6 +72,24 @@ class TensorRt(Runtime):
         }
 
     def load_network(self, model: bytes) -> Session:
+        return self._counted(lambda: self._built_often(model))
+
+    def load_operator(self, model: bytes, min_run_ms: float) -> Session:
+        return self._counted(
+            lambda: EngineSession([self._loaded(model, 0)], self.cuda, self.watch, min_run_ms=min_run_ms)
+        )
+
+    def load_kernels(self, model: bytes) -> KernelClock:
+        return self._counted(lambda: EngineClock(self._built(model, 0).engine, self.cuda, self.watch))
+
+    def _counted(self, load: Callable[[], Held]) -> Held:
+        """Loads something and sees how much memory it takes: engines alone know what they need beside their weights."""
+        before = self.cuda.free_bytes()
+        loaded = load()
+        loaded.memory_bytes = max(0, before - self.cuda.free_bytes())
+        return loaded
+
+    def _built_often(self, model: bytes) -> EngineSession:
         builds: list[Loaded] = []
         try:
             for build in range(BUILDS):
@@ -79,12 +99,6 @@ class TensorRt(Runtime):
                 loaded.release()
             raise
         return EngineSession(builds, self.cuda, self.watch)
-
-    def load_operator(self, model: bytes, min_run_ms: float) -> Session:
-        return EngineSession([self._loaded(model, 0)], self.cuda, self.watch, min_run_ms=min_run_ms)
-
-    def load_kernels(self, model: bytes) -> KernelClock:
-        return EngineClock(self._built(model, 0).engine, self.cuda, self.watch)
 
     def _loaded(self, model: bytes, build: int) -> Loaded:
         return Loaded(self._built(model, build).engine, self.cuda)
