@@ -2,10 +2,12 @@
 
     python -m benchmarks.trt_coverage [--only NAME]... [--batch 32] [--jobs 2]
 
-Each is written as ONNX, brought to fp32 and fp16, parsed, and built by `tensorrt_rtx` into an engine for SM89 and for
-SM86; one net in int8 too. What is not built is listed by name, with why not. That an engine is built says nothing of
-how fast it runs, or that it runs: no GPU is needed, and none is used. Exit code 3 where something is not built, 1 where
-tensorrt_rtx is not installed.
+Each is written as ONNX, brought to fp32 and fp16, parsed, and built by `tensorrt_rtx` into one engine that serves SM89
+and SM86; one net in int8 too. Where that engine is refused, each GPU is tried alone. What is not built is listed by
+name, with why not. A cell says that the library parses the model and compiles it for that GPU, and how many layers it
+made of a net. It says nothing of whether the engine runs, how fast, or what it computes: kernels are finished on the
+GPU, when an engine is loaded; no GPU is needed here, and none is used. Exit code 3 where something is not built, 1
+where tensorrt_rtx is not installed.
 """
 
 from __future__ import annotations
@@ -83,7 +85,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One engine: how many layers it has (0: the builder did not say), or why there is none."""
+    """One engine on one GPU: how many layers it has (0: the builder did not say), or why there is none."""
 
     target: Target
     precision: str
@@ -159,46 +161,70 @@ def zoo_targets() -> Iterator[Target | Skipped]:
             yield Target(row, name, network, precisions)
 
 
-def build(target: Target, precision: str, batch: int) -> list[Outcome]:
-    """The engines of one target in one precision, for each of `CAPABILITIES`."""
+def build(target: Target, precisions: Sequence[str], batch: int) -> list[Outcome]:
+    """What became of one target for each of `precisions` and `CAPABILITIES`."""
     use("tensorrt_rtx")
     write = op_to_onnx if isinstance(target.model, Op) else network_to_onnx
-    try:
-        model = CONVERSIONS[precision](write(target.model, batch_size=batch))  # type: ignore[operator]
-    except HwnasError as error:
-        return [Outcome(target, precision, capability, 0, str(error)) for capability in CAPABILITIES]
     found = []
-    for capability in CAPABILITIES:
+    try:
+        written = write(target.model, batch_size=batch)  # type: ignore[operator]
+    except HwnasError as error:
+        return _none(target, precisions, str(error))
+    for precision in precisions:
         try:
-            built = build_engine(model, BuildOptions(compute_capability=capability))
-        except BuildError as error:
-            found.append(Outcome(target, precision, capability, 0, str(error)))
+            model = CONVERSIONS[precision](written)
+        except HwnasError as error:
+            found += _none(target, (precision,), str(error))
         else:
-            found.append(Outcome(target, precision, capability, len(built.layers)))
+            layers = _built_for(model, CAPABILITIES)
+            found += [Outcome(target, precision, capability, *layers[capability]) for capability in CAPABILITIES]
     return found
+
+
+def _none(target: Target, precisions: Sequence[str], why: str) -> list[Outcome]:
+    return [Outcome(target, precision, capability, 0, why) for precision in precisions for capability in CAPABILITIES]
+
+
+def _built_for(model: bytes, capabilities: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """For each GPU how many layers the engine has, or 0 and why there is none.
+
+    One engine for all of them says the same as one for each: the builder compiles for every GPU that it is told, and
+    refuses the whole where it refuses one. Then each is tried alone.
+    """
+    try:
+        count = len(build_engine(model, BuildOptions(compute_capabilities=tuple(capabilities))).layers)
+    except BuildError as error:
+        if len(capabilities) == 1:
+            return {capabilities[0]: (0, str(error))}
+        return {name: one for capability in capabilities for name, one in _built_for(model, (capability,)).items()}
+    return dict.fromkeys(capabilities, (count, ""))
 
 
 def build_all(targets: Sequence[Target], batch: int, jobs: int) -> Iterator[Outcome]:
     """Builds in `jobs` processes; what takes its process down is told from what was beside it by a second try alone."""
-    todo = [(target, precision) for target in targets for precision in target.precisions]
-    again: list[tuple[Target, str]] = []
+    again: list[Target] = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context) as pool:
-        started: dict[Future[list[Outcome]], tuple[Target, str]] = {
-            pool.submit(build, *one, batch): one for one in todo
+        # the largest first: begun last, one of them would keep a single process busy at the end
+        started: dict[Future[list[Outcome]], Target] = {
+            pool.submit(build, target, target.precisions, batch): target for target in sorted(targets, key=_size)
         }
         for future in as_completed(started):
             try:
                 yield from future.result()
             except BrokenProcessPool:
                 again.append(started[future])
-    for target, precision in again:
-        with ProcessPoolExecutor(1, context) as pool:
-            try:
-                yield from pool.submit(build, target, precision, batch).result()
-            except BrokenProcessPool:
-                for capability in CAPABILITIES:
-                    yield Outcome(target, precision, capability, 0, "the builder took its process down")
+    for target in again:
+        for precision in target.precisions:
+            with ProcessPoolExecutor(1, context) as pool:
+                try:
+                    yield from pool.submit(build, target, (precision,), batch).result()
+                except BrokenProcessPool:
+                    yield from _none(target, (precision,), "the builder took its process down")
+
+
+def _size(target: Target) -> int:
+    return 0 if isinstance(target.model, Op) else -len(target.model.nodes)
 
 
 def table(outcomes: Sequence[Outcome]) -> list[str]:
@@ -242,7 +268,7 @@ def report(found: Iterable[Outcome], skipped: Sequence[Skipped], order: Sequence
         print(f"NOT built: {row}: {what} ({', '.join(where)}): {why}")
     count = sum(map(len, missing.values()))
     verdict = f"{count} NOT built" if count else "all built"
-    print(f"{len(outcomes)} engines in {seconds:.0f} s: {verdict}")
+    print(f"{len(outcomes)} of model, precision and GPU in {seconds:.0f} s: {verdict}")
     return 3 if count else 0
 
 

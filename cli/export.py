@@ -92,6 +92,7 @@ def _said(document: dict[str, Any]) -> str:
         layers = "layers unknown" if document["layers"] is None else f"{document['layers']} layers"
         where = document["capability"] or "the GPU here"
         line += f", {document['precision']}, {layers}, for {where} by {document['library']} {document['version']}"
+        line += f"; not loaded here: {document['not_loaded']}" if document["not_loaded"] else "; loads here"
         if difference is not None:
             line += f"; the ONNX model that it is built from differs from the module by at most {difference:.1g}"
             line += " of the largest output"

@@ -219,8 +219,7 @@ def available_runtimes(host: str = "") -> list[RuntimeStatus]:
             with MeasuringProcess(profile) as process:
                 says = process.describe
         except RuntimeMissing as error:
-            reason = f"{error.reason}; {profile.note}" if profile.note else error.reason
-            found.append(RuntimeStatus(profile.name, profile.runtime, False, reason, error.fix))
+            found.append(RuntimeStatus(profile.name, profile.runtime, False, error.reason, error.fix))
             continue
         reason = f"{says['runtime']} {says['runtime_version']}, {says['device']}, {says['cores']} cores"
         found.append(RuntimeStatus(profile.name, profile.runtime, True, reason, ""))

@@ -21,7 +21,9 @@ class Engine:
         library: that built it, and alone can load it, in the same version.
         version: of the library.
         capability: of the GPUs that it is for, as in ``SM89``; empty for the GPU of this machine.
-        layers: how many it runs, as the builder's log says; None where it did not say.
+        layers: how many it runs, as the engine inspector says of the loaded engine, else as the builder's log says;
+            None where neither did.
+        not_loaded: why it was not loaded here to see that it can be, as where no driver is; empty where it was.
         size_bytes: of the file.
         random_scales: it was brought to int8 here, with scales from random images: for timing, not to be deployed.
     """
@@ -32,6 +34,7 @@ class Engine:
     layers: int | None
     size_bytes: int
     random_scales: bool
+    not_loaded: str
 
 
 def check_engine(profile: DeviceProfile, capability: str) -> str:
@@ -91,15 +94,36 @@ def export_engine(model: bytes, path: Path, profile: DeviceProfile, capability: 
     from hwnas.measure.runtimes.tensorrt_build import BuildError, BuildOptions, build_engine
 
     version = check_engine(profile, capability)
-    options = BuildOptions(**profile.builder.model_dump(), compute_capability=capability)
+    options = BuildOptions(**profile.builder.model_dump(), compute_capabilities=(capability,) if capability else ())
     converted = CONVERSIONS[profile.precision](model)
     try:
         built = build_engine(converted, options)
     except BuildError as error:
         raise HwnasError(str(error)) from None
+    layers, not_loaded = _opened(built.engine, capability)
     write_whole(path, built.engine)
     random_scales = profile.precision == "int8" and converted != model
-    return Engine(profile.runtime, version, capability, len(built.layers) or None, len(built.engine), random_scales)
+    count = layers or len(built.layers) or None
+    return Engine(profile.runtime, version, capability, count, len(built.engine), random_scales, not_loaded)
+
+
+def _opened(engine: bytes, capability: str) -> tuple[int, str]:
+    """The layers of an engine that was just built, as its inspector says; 0 and why where it is not for this machine.
+
+    Raises:
+        HwnasError: the library cannot read what it built.
+    """
+    from hwnas.measure.runtimes.cuda import NO_DRIVER, driver_is_here
+    from hwnas.measure.runtimes.tensorrt_build import BuildError, layers_of_engine
+
+    try:
+        return layers_of_engine(engine), ""
+    except BuildError as error:
+        if not driver_is_here() and "cudaError" in str(error):  # it was read, up to where the GPU is needed
+            return 0, NO_DRIVER
+        if capability and driver_is_here():
+            return 0, str(error)
+        raise HwnasError(f"the engine was built and cannot be read again: {error}") from None
 
 
 def with_batch(path: Path, batch: int | None) -> tuple[bytes, int | None, tuple[int, ...]]:

@@ -87,6 +87,7 @@ def test_layers_are_those_of_the_network_and_add_up(runtime: TensorRt) -> None:
     network = space.network(space.sample(np.random.default_rng(1)))
     clock = runtime.load_kernels(network_to_onnx(network, batch_size=32))
     timed = assign(AsWritten().steps(network), clock.time_kernels(10))
+    assert clock.state["sm_mhz"]
     clock.close()
     assert not timed.unexpected
     assert set(timed.samples_ms) == {op.key for op in AsWritten()(network)}

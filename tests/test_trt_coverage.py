@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import os
 import subprocess
 import sys
 from types import ModuleType
+from typing import Any
 
 import pytest
 from command import ROOT
@@ -70,7 +73,7 @@ def test_what_is_not_built_is_named_with_its_reason(
     good = coverage.Target("zoo good", "good", tiny_network())
     odd = coverage.Target("zoo odd", "odd", Network((3, 8, 8), (), (0, 0), unknown=("FancyOp",)))
     monkeypatch.setattr(coverage, "CAPABILITIES", ("SM89", "SM1"))
-    outcomes = [*coverage.build(good, "fp16", 1), *coverage.build(odd, "fp32", 1)]
+    outcomes = [*coverage.build(good, ("fp16",), 1), *coverage.build(odd, ("fp32",), 1)]
     assert [bool(one.why_not) for one in outcomes] == [False, True, True, True]
     assert coverage.report(outcomes, [coverage.Skipped("op x", "not needed")], ["zoo good", "zoo odd"], 1.0) == 3
     said = capsys.readouterr().out
@@ -78,7 +81,39 @@ def test_what_is_not_built_is_named_with_its_reason(
     assert "NOT built: zoo good: good (SM1 fp16): tensorrt_rtx cannot build for SM1" in said
     assert "NOT built: zoo odd: odd (SM89 fp32, SM1 fp32): " in said
     assert "FancyOp" in said
-    assert said.endswith("4 engines in 1 s: 3 NOT built\n")
+    assert said.endswith("4 of model, precision and GPU in 1 s: 3 NOT built\n")
+
+
+def test_what_one_gpu_refuses_is_still_told_of_the_other(
+    coverage: ModuleType, tensorrt: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One engine for both is refused as a whole; TensorRT itself has no float32 products for Turing."""
+    monkeypatch.setattr(coverage, "CAPABILITIES", ("SM75", "SM89"))
+    (linear, *_) = coverage.OPERATORS["linear"]
+    outcomes = coverage.build(coverage.Target("op linear", linear.key, linear), ("fp32", "fp16"), 2)
+    assert [(one.precision, one.capability) for one in outcomes if one.why_not] == [("fp32", "SM75")]
+    assert "SM75" in outcomes[0].why_not
+
+
+class Exits:
+    """Ends the process that it is sent to."""
+
+    nodes = ()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os._exit, (3,)
+
+
+def test_a_model_that_takes_the_builder_down_is_told_from_those_beside_it(
+    tensorrt: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    coverage = importlib.import_module("benchmarks.trt_coverage")  # by a name that the other processes know it by
+    good: Any = coverage.Target("zoo good", "good", tiny_network(), ("fp32",))
+    bad = coverage.Target("zoo bad", "bad", Exits(), ("fp32", "fp16"))
+    found = {(one.target.row, one.precision, one.why_not) for one in coverage.build_all([bad, good], 1, 1)}
+    down = "the builder took its process down"
+    assert found == {("zoo bad", "fp32", down), ("zoo bad", "fp16", down), ("zoo good", "fp32", "")}
 
 
 def test_it_runs_as_users_start_it(tensorrt: None) -> None:
@@ -86,7 +121,7 @@ def test_it_runs_as_users_start_it(tensorrt: None) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[2].split() == ["op", "concat", *["built", "built", "-", "built", "built", "-"]]
-    assert "4 engines in " in done.stdout
+    assert "4 of model, precision and GPU in " in done.stdout
     assert done.stdout.endswith("all built\n")
     wrong = subprocess.run([*command, "--only", "op nonsense"], capture_output=True, text=True, cwd=ROOT)
     assert (wrong.returncode, "no row 'op nonsense': op conv" in wrong.stderr) == (2, True)

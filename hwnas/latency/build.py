@@ -264,12 +264,11 @@ def _run_passes(
             if role == "cover":
                 timed = assign(steps[name], visit.kernels)
                 surprises.update(dict.fromkeys(timed.unexpected))
-                table.add_kernels(
-                    session, name, visit.number, visit.samples_ms, timed.samples_ms | timed.terms_ms, timed.launches
-                )
+                kernels = timed.samples_ms | timed.terms_ms
+                table.add_kernels(session, name, visit.number, visit.samples_ms, kernels, timed.launches, visit.state)
             else:
                 table.add_visit(session, role, name, visit.number, visit.entry.repeats, visit.samples_ms, visit.state)
-                disturbed += bool(visit.state.get(DISTURBED))
+            disturbed += bool(visit.state.get(DISTURBED))
             if role == "reference":
                 reference += visit.samples_ms
             elif due[role, name] > 0:

@@ -505,6 +505,7 @@ class LatencyTable:
         totals_ms: Sequence[float],
         kernels: Mapping[str, NDArray[np.float64]],
         launches: Mapping[str, float],
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         """Stores one visit of the network `name` (role ``cover``) with what each operator took inside it, all or none.
 
@@ -514,12 +515,13 @@ class LatencyTable:
             kernels: by operator key, the durations in each run; by the names of `TERMS` those of what is none.
             launches: by operator key, as how many kernels it is run, each of which timing makes dearer; the column
                 `repeats` has it.
+            state: of the device meanwhile.
         """
         with self._writing() as db:
             db.execute("BEGIN")
             try:
                 shown = np.maximum(totals_ms, SHORTEST_MS)  # a clock of whole microseconds may show nothing
-                place = self._insert_visit(db, session, "cover", name, number, 1, shown)
+                place = self._insert_visit(db, session, "cover", name, number, 1, shown, state=state)
                 for key, samples in kernels.items():
                     role = "term" if key in TERMS else "operator"
                     db.execute("INSERT OR IGNORE INTO entries (role, name, content) VALUES (?, ?, '{}')", (role, key))

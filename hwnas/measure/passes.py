@@ -111,21 +111,19 @@ def is_open(entry: Entry, timing: Timing) -> bool:
 def _visit(process: MeasuringProcess, entry: Entry, number: int, runs: int) -> Visit:
     for last_try in (False, True):
         kernels: list[KernelTime] = []
-        state: Mapping[str, Any] = {}
         try:
             if entry.subject.role == "kernels":
                 kernels = process.time_kernels(entry.subject, runs)
                 samples = _of_all(kernels)
             else:
                 entry.repeats, samples = process.time_ms(entry.subject, runs)
-                state = process.state
         except MeasurementError as error:
             if error.process_died and not last_try:
                 continue  # perhaps something else killed the process: one more try in a fresh one
             entry.failure = str(error)
             return Visit(entry, number, ())
         entry.visits.append(np.asarray(samples) / entry.repeats)
-        return Visit(entry, number, tuple(samples), tuple(kernels), state)
+        return Visit(entry, number, tuple(samples), tuple(kernels), process.state)
     raise AssertionError("unreachable")
 
 

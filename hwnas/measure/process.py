@@ -87,7 +87,8 @@ class MeasuringProcess:
         profile: says which runtime with which options.
         memory_limit_bytes: sessions are kept loaded up to this sum; the longest unused go first. None is half of what
             is free, and of a device with memory of its own half of that.
-        cache: folder where a runtime keeps what it builds; None is nowhere.
+        cache: folder where a runtime keeps what it builds; None is nowhere. Engines are of the GPU and the library that
+            built them, so that those of a device that is elsewhere stay there (`engine_cache.folder_of_host`).
         command: how the child is started where the device is here; for tests.
         progress: is told of waiting and of lost connections.
     """
@@ -107,7 +108,7 @@ class MeasuringProcess:
         self.all_memory = all_memory_bytes()
         self.load_average = list(os.getloadavg())
         self.describe: dict[str, Any] = {}
-        self.state: dict[str, Any] = {}
+        self.state: dict[str, Any] = {}  # what the runtime told of the device when it last timed something
         self._limit_given = memory_limit_bytes is not None
         self._progress = progress or NullProgress()
         self._command = ssh.command(profile.host, profile.python, uuid.uuid4().hex) if profile.host else command
@@ -124,6 +125,8 @@ class MeasuringProcess:
             reason = str(error) if error.fix else f"the measuring process did not start: {error}"
             if self.profile.host:
                 reason = f"on {self.profile.host}: {reason}"
+            elif self.profile.note:
+                reason = f"{reason}; {self.profile.note}"
             raise RuntimeMissing(reason, error.fix) from None
         except LinkLost as error:
             self.close()
@@ -158,8 +161,7 @@ class MeasuringProcess:
         samples: Any = answer.get("samples_ms")
         if not _are_times(samples, runs):
             raise MeasurementError(f"the runtime returned impossible times: {str(samples)[:80]}")
-        state = answer.get("state")
-        self.state = state if isinstance(state, dict) else {}
+        self.state = _state(answer)
         return repeats, samples
 
     def time_kernels(self, subject: Subject, runs: int) -> list[KernelTime]:
@@ -169,7 +171,8 @@ class MeasuringProcess:
             MeasurementError: it cannot be built or timed, hung, or took the process down.
         """
         asked = {"do": "kernels", "name": subject.name, "runs": runs}
-        answer: Any = self._loaded_ask(subject, asked)[1].get("kernels")
+        document = self._loaded_ask(subject, asked)[1]
+        answer: Any = document.get("kernels")
         if not isinstance(answer, list) or not answer:
             raise MeasurementError("the runtime returned no kernels")
         try:
@@ -189,6 +192,7 @@ class MeasuringProcess:
         measured = len(times[0])
         if not measured or not all(_are_times(samples, measured, least=0.0) for samples in times):
             raise MeasurementError(f"the runtime returned impossible times of kernels: {str(times[0])[:80]}")
+        self.state = _state(document)
         return kernels
 
     def _loaded_ask(
@@ -242,8 +246,7 @@ class MeasuringProcess:
         except (HwnasError, MemoryError, ValueError) as error:
             raise MeasurementError(f"cannot be written as a model: {' '.join(str(error).split())[:300]}") from None
         memory = subject.memory_bytes + len(model) * 5 // 4
-        while self._loaded and memory + sum(held for _, held in self._loaded.values()) > self.memory_limit_bytes:
-            self._ask({"do": "unload", "name": self._loaded.popitem(last=False)[0]})
+        self._make_room(memory)
         answer = self._ask(
             {
                 "do": "load",
@@ -256,8 +259,15 @@ class MeasuringProcess:
         repeats = answer.get("repeats")
         if type(repeats) is not int or repeats < 1:
             raise MeasurementError(f"the runtime returned an impossible number of copies: {str(repeats)[:80]}")
-        self._loaded[subject.name] = (repeats, memory)
+        held = answer.get("memory_bytes")
+        held = max(memory, held) if type(held) is int else memory
+        self._make_room(held)  # it may hold more than was expected
+        self._loaded[subject.name] = (repeats, held)
         return repeats
+
+    def _make_room(self, memory: int) -> None:
+        while self._loaded and memory + sum(held for _, held in self._loaded.values()) > self.memory_limit_bytes:
+            self._ask({"do": "unload", "name": self._loaded.popitem(last=False)[0]})
 
     def run(self, subject: Subject, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """The network's first output for `images` [batch, C, H, W], computed on the device."""
@@ -309,8 +319,8 @@ class MeasuringProcess:
     def _open(self) -> None:
         """Opens the runtime; far away, waits for the device's lock there."""
         options = self.profile.runtime_options()
-        if self.cache is not None and not self.profile.host:
-            options["cache"] = str(self.cache)
+        if self.cache is not None:
+            options |= {"cache_name": self.profile.name} if self.profile.host else {"cache": str(self.cache)}
         request = {"do": "open", "runtime": self.profile.runtime, "options": options}
         if self.profile.host:
             request["lock"] = self.profile.device
@@ -412,6 +422,11 @@ def _death(answer: str) -> str:
         said = json.loads(answer)
         return str(said["died"])[:80] if isinstance(said, dict) and "died" in said else ""
     return ""
+
+
+def _state(answer: dict[str, Any]) -> dict[str, Any]:
+    state = answer.get("state")
+    return state if isinstance(state, dict) else {}
 
 
 def _are_times(samples: Any, runs: int, least: float = 1e-9) -> bool:

@@ -7,9 +7,10 @@ Run as ``python -m hwnas.measure.worker``. It imports no torch. Requests carry `
 do         with                                            answers
 =========  ==============================================  =====================================
 open       runtime, options, lock (a device, or none)      describe: what a table is bound to
-load       name, role, min_run_ms; payload: the model      repeats
+load       name, role, min_run_ms; payload: the model      repeats, memory_bytes
 time       name, runs                                      samples_ms; state: of the device
-kernels    name, runs                                      kernels: node, kind, shapes and samples_ms of each
+kernels    name, runs                                      kernels: node, kind, shapes and samples_ms of each;
+                                                           state
 run        name, shape; payload: the image, float32        shape, output (base64 float32)
 unload     name
 =========  ==============================================  =====================================
@@ -64,6 +65,9 @@ class Worker:
         except OSError as error:
             return {"ok": False, "error": " ".join(str(error).split())[:500], "full": error.errno in FULL}
         except Exception as error:  # the runtime's errors have no common type, and each is that operator's failure
+            if self.runtime is not None and (why := self.runtime.broken()):  # else all that follow would fail too
+                print(f"{error}; {why}", file=sys.stderr, flush=True)  # noqa: T201 (the last words)
+                os._exit(1)
             return {"ok": False, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
 
     def do_open(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -100,21 +104,23 @@ class Worker:
         model = request["payload"]
         self.do_unload(request)  # of that name, from a load that failed half way
         if request["role"] == "kernels":
-            self.clocks[request["name"]] = self.runtime.load_kernels(model)
-            return {"repeats": 1}
+            clock = self.clocks[request["name"]] = self.runtime.load_kernels(model)
+            return {"repeats": 1, "memory_bytes": clock.memory_bytes}
         if request["role"] == "operator":
             session = self.runtime.load_operator(model, float(request["min_run_ms"]))
         else:
             session = self.runtime.load_network(model)
         self.sessions[request["name"]] = session
-        return {"repeats": session.repeats}
+        return {"repeats": session.repeats, "memory_bytes": session.memory_bytes}
 
     def do_time(self, request: dict[str, Any]) -> dict[str, Any]:
         session = self.sessions[request["name"]]
         return {"samples_ms": session.time_ms(int(request["runs"])), "state": dict(session.state)}
 
     def do_kernels(self, request: dict[str, Any]) -> dict[str, Any]:
-        return {"kernels": [asdict(time) for time in self.clocks[request["name"]].time_kernels(int(request["runs"]))]}
+        clock = self.clocks[request["name"]]
+        kernels = [asdict(time) for time in clock.time_kernels(int(request["runs"]))]
+        return {"kernels": kernels, "state": dict(clock.state)}
 
     def do_run(self, request: dict[str, Any]) -> dict[str, Any]:
         image = np.frombuffer(request["payload"], np.float32).reshape(request["shape"])

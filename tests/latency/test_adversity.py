@@ -139,6 +139,32 @@ def test_operators_of_a_network_whose_kernels_cannot_be_timed_are_timed_alone(
     assert build_table(quick_profile(), path, models=MODELS, progress=NullProgress()).measured == 0
 
 
+# -- what the device does meanwhile ----------------------------------------------------------------------------------
+
+HOT = """
+from hwnas.measure import worker
+kernels, time = worker.Worker.do_kernels, worker.Worker.do_time
+worker.Worker.do_kernels = lambda self, asked: {**kernels(self, asked), "state": {"sm_mhz": 1200, "disturbed": "hot"}}
+worker.Worker.do_time = lambda self, asked: {**time(self, asked), "state": {"sm_mhz": 1500, "disturbed": ""}}
+worker.main()
+"""
+
+
+def test_what_the_device_does_is_stored_beside_kernels_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, path = tmp_path / "worker.py", tmp_path / "t.lut"
+    told: list[str] = []
+    script.write_text(HOT)
+    monkeypatch.setattr(NullProgress, "note", lambda self, text: told.append(text))
+    profile_with_worker(script, path, monkeypatch)
+    with LatencyTable.open(path) as table:
+        covers = table.states("cover")
+        assert set(covers) == set(table.names("cover"))
+        visits = [state for states in covers.values() for state in states]
+        assert visits == [{"sm_mhz": 1200, "disturbed": "hot"}] * sum(len(table.visits("cover", one)) for one in covers)
+        assert {state["sm_mhz"] for states in table.states("network").values() for state in states} == {1500}
+    assert [text for text in told if text.startswith(f"{len(visits)} visits were made while the device was slowed")]
+
+
 # -- clocks that are set ---------------------------------------------------------------------------------------------
 
 NO_WALL_CLOCK = """

@@ -474,8 +474,9 @@ def test_kernels_are_stored_with_their_network_all_or_none(path: Path) -> None:
         with pytest.raises(KeyError, match="nowhere"):
             table.add_kernels(1, "no such net", 1, [3.0], kernels, launches)
         assert (table.fingerprint, table.names("operator"), table.operators()) == before
-        table.add_kernels(1, "a net", 1, [3.0], kernels, launches)  # and it goes on
+        table.add_kernels(1, "a net", 1, [3.0], kernels, launches, {"sm_mhz": 1500})  # and it goes on
         assert len(table.visits("cover", "a net")) == 2
+        assert table.states("cover") == {"a net": [{"sm_mhz": 1500}]}
 
 
 def test_timing_costs_nothing_where_nothing_was_launched(path: Path) -> None:

@@ -187,8 +187,10 @@ def test_impossible_kernels_are_a_failure(stand_in: StandIn, kernels: object) ->
         with pytest.raises(MeasurementError, match="the runtime returned") as caught:
             process.time_kernels(subject(), 2)
         assert len(str(caught.value)) < 200
-    with stand_in(f"if do == 'kernels': say(ok=True, kernels={[KERNEL]!r}); continue") as process:
-        assert process.time_kernels(subject(), 2)[0].samples_ms == (0.0, 1.0)
+    for state, told in (({"sm_mhz": 1500}, {"sm_mhz": 1500}), ("hot", {}), (None, {})):
+        with stand_in(f"if do == 'kernels': say(ok=True, kernels={[KERNEL]!r}, state={state!r}); continue") as process:
+            assert process.time_kernels(subject(), 2)[0].samples_ms == (0.0, 1.0)
+            assert process.state == told
 
 
 @pytest.mark.parametrize("repeats", ["0", "-1", "'many'", "None", "1.5"])
@@ -274,6 +276,16 @@ def test_the_longest_unused_is_unloaded_when_memory_is_short(stand_in: StandIn) 
             process.time_ms(subject(name, memory_bytes=400), 1)
     used = [line for line in stand_in.log if not line.startswith(("open", "time"))]
     assert used == ["load a", "load b", "unload b", "load c", "unload c", "load b"]
+
+
+def test_what_the_device_says_is_held_counts(stand_in: StandIn) -> None:
+    """A network on a GPU holds what nobody can know before it is built."""
+    body = "if do == 'load': say(ok=True, repeats=1, memory_bytes=600 if name == 'a' else 'much'); continue"
+    with stand_in(body, memory_limit_bytes=1000) as process:
+        for name in ("a", "b", "a"):
+            process.time_ms(subject(name, memory_bytes=450), 1)
+    used = [line for line in stand_in.log if not line.startswith(("open", "time"))]
+    assert used == ["load a", "unload a", "load b", "load a", "unload b"]
 
 
 def test_what_is_larger_than_the_limit_is_loaded_alone(stand_in: StandIn) -> None:
@@ -392,6 +404,63 @@ def test_garbage_that_libraries_print_does_not_garble_answers(tmp_path: Path) ->
     with MeasuringProcess(quick_profile(), command=command) as process:
         assert len(process.time_ms(good(), 3)[1]) == 3
         assert len(process.time_ms(good(), 3)[1]) == 3
+
+
+BROKEN = """
+import hwnas.measure.worker as worker
+from hwnas.measure.runtimes.onnx_runtime import OnnxRuntime
+
+class Broken(OnnxRuntime):
+    why = ""
+
+    def load_network(self, model):
+        self.why = "the GPU cannot be used any more: illegal address" if model == b"harmful" else ""
+        return super().load_network(model)
+
+    def broken(self):
+        return self.why
+
+worker.RUNTIMES["onnxruntime"] = lambda options: Broken(1)
+worker.main()
+"""
+
+
+def test_a_device_that_an_operator_broke_is_opened_anew(tmp_path: Path) -> None:
+    """Else everything that is measured after it would fail for it."""
+    (tmp_path / "broken.py").write_text(BROKEN)
+    with MeasuringProcess(quick_profile(), command=(sys.executable, str(tmp_path / "broken.py"))) as process:
+        with pytest.raises(
+            MeasurementError, match=r"took the measuring process down .*the GPU cannot be used any more"
+        ):
+            process.time_ms(Subject("harmful", "network", lambda: b"harmful"), 1)
+        with pytest.raises(MeasurementError, match="INVALID_PROTOBUF") as caught:  # the operator's own failure
+            process.time_ms(Subject("none", "network", lambda: b"no model"), 1)
+        assert not caught.value.process_died
+        assert len(process.time_ms(good(), 3)[1]) == 3
+
+
+FAR = """
+import json, sys
+from hwnas import __version__
+from hwnas.measure.far import PROTOCOL
+print(json.dumps({"hwnas": __version__, "protocol": PROTOCOL, "python": "p", "memory": 10**9, "free_memory": 10**9,
+                  "load": [0, 0, 0]}), flush=True)
+for line in sys.stdin:
+    print('{"got": true}\\n' + json.dumps({"ok": True, "describe": json.loads(line)["options"]}), flush=True)
+"""
+
+
+@pytest.mark.parametrize(("cache", "named"), [(True, "quick"), (False, None)])
+def test_engines_are_kept_where_they_are_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool, named: str | None
+) -> None:
+    """A folder of this machine is none of the other one, which is only told what to call its own."""
+    (tmp_path / "far.py").write_text(FAR)
+    monkeypatch.setenv("HWNAS_SSH", f"{sys.executable} {tmp_path / 'far.py'}")
+    profile = quick_profile().override(host="ssh://board", name="quick")
+    with MeasuringProcess(profile, cache=tmp_path / "cache" if cache else None) as process:
+        assert process.describe.get("cache_name") == named
+        assert "cache" not in process.describe
 
 
 def test_the_child_imports_no_torch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 from collections import Counter
 from pathlib import Path
@@ -17,17 +18,28 @@ from hwnas.errors import HwnasError
 from hwnas.latency.kernels import assign
 from hwnas.latency.lowering import AsWritten
 from hwnas.latency.terms import LAYERS, TERMS
-from hwnas.measure.onnx_models import network_to_onnx
+from hwnas.measure.onnx_models import network_to_onnx, op_to_onnx
 from hwnas.measure.precision import CONVERSIONS, to_float16, to_int8
-from hwnas.measure.runtimes import INSTALL, engine_cache
+from hwnas.measure.runtimes import INSTALL, engine_cache, tensorrt_library
 from hwnas.measure.runtimes.base import WHOLE
-from hwnas.measure.runtimes.tensorrt_build import BuildError, BuildOptions, build_engine, capabilities, engine_key
+from hwnas.measure.runtimes.cuda import driver_is_here
+from hwnas.measure.runtimes.tensorrt import cache_of
+from hwnas.measure.runtimes.tensorrt_build import (
+    BuildError,
+    BuildOptions,
+    build_engine,
+    capabilities,
+    engine_key,
+    layers_of_engine,
+)
 from hwnas.measure.runtimes.tensorrt_layers import ABSORBED, NOBODYS, REFORMAT, kernel_times
 from hwnas.measure.runtimes.tensorrt_library import in_use, trt, use
+from hwnas.measure.runtimes.tensorrt_log import last_complaint, listen, logger
 from hwnas.network import Network
+from hwnas.ops import Op
 from hwnas.spaces import get_space
 
-SM89 = BuildOptions(compute_capability="SM89")
+SM89 = BuildOptions(compute_capabilities=("SM89",))
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +75,31 @@ def test_it_is_told_by_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert in_use() == "tensorrt_rtx"
 
 
+def test_everything_that_is_asked_of_tensorrt_is_there() -> None:
+    """Also what only a GPU would reach; types and signatures are mypy's affair."""
+    asked = set()
+    for path in Path(tensorrt_library.__file__).parent.glob("tensorrt*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            while isinstance(node, ast.Attribute):
+                names.insert(0, node.attr)
+                node = node.value
+            if names and isinstance(node, ast.Name) and node.id == "trt":
+                asked.add(tuple(names))
+    assert ("IProfiler",) in asked
+    assert ("ILogger", "Severity", "ERROR") in asked
+    for names in asked:
+        found = trt
+        for name in names:
+            assert hasattr(found, name), f"tensorrt_rtx has no {'.'.join(names)}"
+            found = getattr(found, name)
+
+
 @pytest.mark.parametrize("precision", CONVERSIONS)
 @pytest.mark.parametrize("capability", ["SM86", "SM89"])
 def test_every_precision_is_built(precision: str, capability: str) -> None:
     model = CONVERSIONS[precision](network_to_onnx(tiny_network(), batch_size=2))
-    built = build_engine(model, BuildOptions(compute_capability=capability))
+    built = build_engine(model, BuildOptions(compute_capabilities=(capability,)))
     assert len(built.engine) > 1000
     assert built.layers
     assert {operator for layer in built.layers for operator in layer.operators} >= {"n0"}
@@ -123,8 +155,44 @@ def test_errors_are_one_line_that_names_the_node() -> None:
         with pytest.raises(BuildError):
             build_engine(model, SM89)
     with pytest.raises(BuildError, match="cannot build for SM1: one of SM"):
-        build_engine(network_to_onnx(tiny_network()), BuildOptions(compute_capability="SM1"))
+        build_engine(network_to_onnx(tiny_network()), BuildOptions(compute_capabilities=("SM1",)))
     assert {"SM86", "SM89"} <= set(capabilities())
+
+
+def test_engines_are_read_as_far_as_the_library_goes() -> None:
+    engine = build_engine(network_to_onnx(tiny_network()), SM89).engine
+    if driver_is_here():
+        pytest.skip("a driver is here: what the GPU says of it is tested by 'pytest -m gpu'")
+    with pytest.raises(BuildError, match=r"does not load: .*cudaError 35"):  # all of it was read
+        layers_of_engine(engine)
+    for damaged, why in ((engine[: len(engine) // 2], "blobSize"), (bytes(2000), "magicTag"), (b"", "empty")):
+        with pytest.raises(BuildError, match=why) as caught:
+            layers_of_engine(damaged)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_is_said_is_heard_whatever_else_lives() -> None:
+    """TensorRT writes to the first logger that it was given as long as anything of it lives."""
+    runtime, said = trt.Runtime(logger()), listen()
+    assert runtime.deserialize_cuda_engine(b"none") is None
+    assert said.reason != "it does not say why"
+    before = said.reason
+    built = build_engine(network_to_onnx(tiny_network()), SM89)
+    assert built.layers
+    with pytest.raises(BuildError, match="FP32 GEMM is not supported"):
+        build_engine(op_to_onnx(Op.linear(64, 10)), BuildOptions(compute_capabilities=("SM75",)))
+    assert "FP32 GEMM" in last_complaint()
+    assert said.reason == before  # who listened before hears no more
+    assert logger() is logger()
+    del runtime
+
+
+def test_one_engine_serves_several_gpus_or_none() -> None:
+    model = op_to_onnx(Op.linear(64, 10))
+    both = build_engine(model, BuildOptions(compute_capabilities=("SM86", "SM89"))).engine
+    assert len(both) > len(build_engine(model, SM89).engine)
+    with pytest.raises(BuildError, match="SM75"):
+        build_engine(model, BuildOptions(compute_capabilities=("SM89", "SM75")))
 
 
 def test_engines_are_known_by_everything_that_changes_them() -> None:
@@ -154,6 +222,23 @@ def test_the_cache_keeps_what_was_used_last(tmp_path: Path) -> None:
     nothing = engine_cache.EngineCache(None)
     nothing.keep("a", b"a", b"t")
     assert (nothing.engine("a"), nothing.timing_cache()) == (None, b"")
+
+
+def test_engines_of_those_who_measure_from_elsewhere_stay_on_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert engine_cache.folder_of_host("cuda-fp16") == tmp_path / "home/.cache/hwnas/cuda-fp16.engines"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = engine_cache.folder_of_host("../../rtx")  # nobody names a folder of this machine from elsewhere
+    assert folder == tmp_path / "cache/hwnas/rtx.engines"
+    cache = engine_cache.EngineCache(folder)
+    cache.keep("key", b"engine", b"timing")
+    assert (engine_cache.EngineCache(folder).engine("key"), cache.timing_cache()) == (b"engine", b"timing")
+    assert cache_of({"cache_name": "rtx"}) == folder
+    assert cache_of({"cache": "/here"}) == Path("/here")
+    assert cache_of({}) is None
 
 
 @pytest.mark.parametrize(("convert", "close"), [(to_float16, 0.02), (to_int8, 0.2)])

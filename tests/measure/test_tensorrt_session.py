@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hwnas.measure.runtimes import tensorrt_library
+from hwnas.measure.runtimes import gpu_state, tensorrt_library
 from hwnas.measure.runtimes.base import BUILDS_MS, DISTURBED, WHOLE, KernelClock, Runtime, Session
 from hwnas.measure.runtimes.cuda import Cuda, Gpu, Replay
-from hwnas.measure.runtimes.gpu_state import GpuWatch
+from hwnas.measure.runtimes.gpu_state import SETTLED, GpuState, GpuWatch
+from hwnas.measure.runtimes.tensorrt import TensorRt
 from hwnas.measure.runtimes.tensorrt_build import BuildError
 from hwnas.measure.runtimes.tensorrt_session import EngineClock, EngineSession, Loaded
 from hwnas.measure.worker import Worker, serve
@@ -61,6 +62,9 @@ class HostCuda(Cuda):
         self.log.append("free")
         del self.held[address]  # freeing twice is an error
 
+    def free_bytes(self) -> int:
+        return (1 << 20) - sum(held.size for held in self.held.values() if isinstance(held, np.ndarray))
+
     def upload(self, address: int, values: NDArray[Any]) -> None:
         self.held[address][:] = values.reshape(-1).view(np.uint8)
 
@@ -92,18 +96,23 @@ class HostCuda(Cuda):
 
 
 class HostReplay(Replay):
-    def __init__(self, cuda: HostCuda, enqueue: Callable[[], object]) -> None:
+    """Runs on the memory that was bound when it was captured."""
+
+    def __init__(self, cuda: HostCuda, enqueue: Any) -> None:
         self._cuda, self._enqueue = cuda, enqueue
+        self._bound = dict(enqueue.__self__.context._at)
         cuda.held[self] = self
         enqueue()
 
     def __call__(self) -> None:
         assert self in self._cuda.held
+        self._enqueue.__self__.context._at.update(self._bound)
         self._enqueue()
 
     def close(self) -> None:
         self._cuda.log.append("close graph")
         del self._cuda.held[self]
+        self._enqueue = None
 
 
 class Engine:
@@ -149,6 +158,9 @@ class Context:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         return True
 
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return SHAPE
+
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._at[name] = address
         return True
@@ -170,10 +182,15 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., HostCuda]]:
 
     def make(**options: Any) -> HostCuda:
         cuda = HostCuda(**options)
-        load = lambda engine: None if engine == b"bad" else Engine(cuda)  # noqa: E731
+
+        def load(engine: bytes, log: Any) -> Engine | None:
+            if engine == b"bad":
+                return log.log(0, "made by another\nversion")  # type: ignore[no-any-return]
+            return Engine(cuda)
+
         library = SimpleNamespace(
-            Logger=type("Logger", (), {"__init__": lambda *_: None, "Severity": SimpleNamespace(ERROR=0)}),
-            Runtime=lambda _: SimpleNamespace(deserialize_cuda_engine=load),
+            ILogger=type("ILogger", (), {"Severity": SimpleNamespace(ERROR=0, INTERNAL_ERROR=1)}),
+            Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda engine: load(engine, log)),
             TensorIOMode=SimpleNamespace(INPUT="input"),
             IProfiler=object,
             LayerInformationFormat=SimpleNamespace(JSON=0),
@@ -219,10 +236,11 @@ def test_inputs_take_turns(cuda: Callable[..., HostCuda], captures: bool) -> Non
     session = EngineSession([loaded], device, watch(), min_run_ms=1.9)
     assert session.repeats == 4
     context.read.clear()
-    assert session._times(0, 3) == pytest.approx([2.0] * 3)
-    if not captures:
-        assert len(set(context.read)) == 3
-        assert all(one != other for one, other in zip(context.read, context.read[1:], strict=False))
+    assert session.times(0, 3) == pytest.approx([2.0] * 3)
+    assert session.times(0, 2) == pytest.approx([2.0] * 2)
+    assert len(context.read) == 20
+    rounds = [context.read[start : start + 3] for start in range(18)]  # also from one stretch to the next
+    assert all(len(set(addresses)) == 3 for addresses in rounds)
     session.close()
     assert not device.held
 
@@ -239,7 +257,7 @@ def test_an_engine_that_does_not_load_or_run_leaves_nothing(
     cuda: Callable[..., HostCuda], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = cuda()
-    with pytest.raises(BuildError, match="does not load"):
+    with pytest.raises(BuildError, match="does not load: made by another version"):
         EngineClock(b"bad", device, watch())
     assert not device.held
     loaded = Loaded(b"a", device)
@@ -256,14 +274,70 @@ def test_a_clock_of_layers_gives_everything_back(cuda: Callable[..., HostCuda]) 
     times = {time.node or time.kind: time.samples_ms for time in clock.time_kernels(3)}
     assert times["n0.Mul_0"] == pytest.approx([0.3] * 3)
     assert times[WHOLE] == pytest.approx([0.5] * 3)
+    assert clock.state[DISTURBED] == ""
+    assert "sm_mhz" in clock.state
     clock.close()
     assert not device.held
+
+
+def test_a_clock_of_layers_repeats_what_was_disturbed(
+    cuda: Callable[..., HostCuda], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that drifts between the whole and the layers would be taken for launches."""
+    device, seen = cuda(), watch()
+    clock = EngineClock(b"a", device, seen)
+    monkeypatch.setattr(gpu_state.time, "sleep", lambda _: None)
+    mhz = iter([1500] * SETTLED + [1500, 1200] + [1200, 1200])
+    monkeypatch.setattr(seen, "read", lambda: GpuState(next(mhz), None, 70, 200.0, 0x4))
+    before = device.clock
+    times = {time.node or time.kind: time.samples_ms for time in clock.time_kernels(3)}
+    assert len(times["n0.Mul_0"]) == len(times[WHOLE]) == 3
+    assert device.clock - before == 0.5 * (SETTLED + 2 * (3 + 3 + 1))
+    assert clock.state == {"sm_mhz": 1200, "memory_mhz": None, "temperature_c": 70, "power_w": 200.0, "throttle": 4,
+                           DISTURBED: ""}  # fmt: skip
+    clock.close()
+
+
+def test_an_engine_that_is_captured_ran_on_each_copy_before(cuda: Callable[..., HostCuda]) -> None:
+    device = cuda(copies=3)
+    loaded = Loaded(b"a", device)
+    context: Any = loaded.context
+    session = EngineSession([loaded], device, watch())
+    first, last = context.read[:6], context.read[6:]
+    assert len(set(first[::2])) == 3
+    assert first[::2] == first[1::2] == last  # run, then captured, and each graph launched once before it is timed
+    session.close()
+
+
+def test_a_gpu_that_answers_no_more_is_told_from_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, device = TensorRt.__new__(TensorRt), HostCuda()
+    runtime.cuda = device
+    assert runtime.broken() == ""
+
+    def fails() -> None:
+        raise RuntimeError("cudaStreamSynchronize: cudaErrorIllegalAddress")
+
+    monkeypatch.setattr(device, "synchronise", fails)
+    assert "cannot be used any more: cudaStreamSynchronize: cudaErrorIllegalAddress" in runtime.broken()
+
+
+def test_what_is_held_is_told(cuda: Callable[..., HostCuda], monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = TensorRt.__new__(TensorRt)
+    runtime.cuda, runtime.watch = cuda(copies=3), watch()
+    monkeypatch.setattr(runtime, "_built", lambda model, build: SimpleNamespace(engine=model))
+    network, operator, clock = runtime.load_network(b"a"), runtime.load_operator(b"a", 1), runtime.load_kernels(b"a")
+    each = 4 * INPUT_BYTES  # three copies of the input and the output, which is as large
+    assert [one.memory_bytes for one in (network, operator, clock)] == [2 * each, each, 2 * each]
+    for one in (network, operator, clock):
+        one.close()
 
 
 class Counted(Session, KernelClock):
     def __init__(self, held: list[Counted]) -> None:
         self._held = held
         held.append(self)
+
+    memory_bytes = 7
 
     def time_ms(self, runs: int) -> list[float]:
         self.state = {DISTURBED: "hot"}
@@ -273,6 +347,7 @@ class Counted(Session, KernelClock):
         return image
 
     def time_kernels(self, runs: int) -> list[Any]:
+        self.state = {DISTURBED: "hotter"}
         return []
 
     def close(self) -> None:
@@ -307,10 +382,12 @@ def test_the_measuring_process_closes_what_is_unloaded_and_all_at_its_end(monkey
     worker.runtime = runtime
     for role in ("network", "operator", "kernels"):
         loads[role] = {"do": "load", "name": role, "role": role, "min_run_ms": 1, "payload": b""}
-        assert worker.answer(loads[role])["ok"]
+        assert worker.answer(loads[role]) == {"ok": True, "repeats": 1, "memory_bytes": 7}
     assert len(runtime.held) == 3
     answer = worker.answer({"do": "time", "name": "network", "runs": 2})
     assert answer == {"ok": True, "samples_ms": [1.0, 1.0], "state": {DISTURBED: "hot"}}
+    answer = worker.answer({"do": "kernels", "name": "kernels", "runs": 2})
+    assert answer == {"ok": True, "kernels": [], "state": {DISTURBED: "hotter"}}
     assert worker.answer(loads["network"])["ok"]  # again, under the same name
     assert len(runtime.held) == 3
     assert worker.answer({"do": "unload", "name": "kernels"}) == {"ok": True}

@@ -19,9 +19,11 @@ class Session(ABC):
         repeats: how many copies of an operator one run executes (1 for a network).
         state: of the device when it was last timed, where there is something to tell (clocks, what each build took):
             it is stored beside the samples, as JSON.
+        memory_bytes: what it holds of a device with memory of its own; 0 where that is not known.
     """
 
     repeats: int = 1
+    memory_bytes: int = 0
     state: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
@@ -65,7 +67,14 @@ class KernelTime:
 
 
 class KernelClock(ABC):
-    """A network whose kernels can be timed one by one, while it runs as a whole."""
+    """A network whose kernels can be timed one by one, while it runs as a whole.
+
+    Attributes:
+        state, memory_bytes: as a session's.
+    """
+
+    memory_bytes: int = 0
+    state: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def time_kernels(self, runs: int) -> list[KernelTime]:
@@ -93,6 +102,10 @@ class Runtime(ABC):
     def load_kernels(self, model: bytes) -> KernelClock:  # noqa: ARG002 (an optional ability)
         """A network whose kernels are timed inside it. Not every runtime can: ``describe()["kernels"]`` is 1 then."""
         raise ValueError(f"{type(self).__name__} cannot time kernels inside a network")
+
+    def broken(self) -> str:
+        """Why nothing can be measured any more in this process, after something failed; empty where it can."""
+        return ""
 
     def close(self) -> None:  # noqa: B027 (most runtimes have nothing to release)
         """Releases the device."""

@@ -7,6 +7,7 @@ nothing in this file has run on a GPU yet.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 from abc import ABC, abstractmethod
@@ -23,6 +24,9 @@ DRIVER = "apt-get install nvidia-driver"
 """What mends a driver that is missing or too old, on Debian."""
 
 INSUFFICIENT_DRIVER, NO_DEVICE = 35, 100
+
+NON_BLOCKING = 1
+"""CUDA's flag of a stream that does not wait for the default one, in which libraries may work."""
 
 
 class NoGpu(ImportError):
@@ -79,6 +83,10 @@ class Cuda(ABC):
     @abstractmethod
     def free(self, address: int) -> None:
         """Gives memory back."""
+
+    @abstractmethod
+    def free_bytes(self) -> int:
+        """Device memory that nobody holds now."""
 
     @abstractmethod
     def upload(self, address: int, values: NDArray[Any]) -> None:
@@ -176,6 +184,9 @@ class BindingsCuda(Cuda):
     def free(self, address: int) -> None:
         self._call("cudaFree", address)
 
+    def free_bytes(self) -> int:
+        return int(self._call("cudaMemGetInfo")[0])
+
     def upload(self, address: int, values: NDArray[Any]) -> None:
         kind = self._rt.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", address, values.ctypes.data, values.nbytes, kind, self._stream)
@@ -207,17 +218,19 @@ class BindingsCuda(Cuda):
         self._call("cudaStreamBeginCapture", self._stream, mode)
         try:
             enqueue()
+            refused = False
+        except RuntimeError:  # what the runtime does not do while it is captured, it may do otherwise
+            refused = True
         finally:  # also what failed has to be ended, or the stream stays in capture
             code, graph = self._rt.cudaStreamEndCapture(self._stream)
-        if int(code) != 0:
-            return None
-        try:
-            ready = self._call("cudaGraphInstantiate", graph, 0)
-        except RuntimeError:
-            return None
-        finally:
+        ready = None
+        if int(code) == 0:
+            if not refused:
+                with contextlib.suppress(RuntimeError):
+                    ready = self._call("cudaGraphInstantiate", graph, 0)
             self._call("cudaGraphDestroy", graph)
-        return _BindingsReplay(self._call, ready, self._stream)
+        self._rt.cudaGetLastError()  # a capture that failed leaves its error to whoever asks next
+        return None if ready is None else _BindingsReplay(self._call, ready, self._stream)
 
     def close(self) -> None:
         self._call("cudaStreamDestroy", self._stream)
@@ -247,7 +260,7 @@ class PyCuda(Cuda):
         )
         self._context = found.retain_primary_context()
         self._context.push()
-        self._stream = driver.Stream()
+        self._stream = driver.Stream(NON_BLOCKING)
         self._memory: dict[int, Any] = {}
 
     @property
@@ -261,6 +274,9 @@ class PyCuda(Cuda):
 
     def free(self, address: int) -> None:
         self._memory.pop(address).free()
+
+    def free_bytes(self) -> int:
+        return int(self._driver.mem_get_info()[0])
 
     def upload(self, address: int, values: NDArray[Any]) -> None:
         self._driver.memcpy_htod_async(address, values, self._stream)
@@ -290,8 +306,8 @@ class PyCuda(Cuda):
         for address in list(self._memory):
             self.free(address)
         self._stream = None
-        self._context.pop()
-        self._context.detach()
+        self._context.pop()  # what is left on pycuda's stack at the end aborts the process
+        self._context.detach()  # by hand: its destructor takes a primary context for one that pycuda made
 
 
 def _text(name: Any) -> str:

@@ -1,4 +1,6 @@
-"""Engines and the timing cache in a folder beside the table: nothing is built twice, and builds stay alike.
+"""Engines and the timing cache in a folder: nothing is built twice, and builds stay alike.
+
+The folder is beside the table, or, of a device that is elsewhere, in the cache folder of the user there.
 
 Which kernels TensorRT picks depends on its own timing; the timing cache makes it pick the same ones again.
 """
@@ -14,6 +16,18 @@ MOST_BYTES = 4 * 2**30
 
 _TIMING = "timing.cache"
 _SUFFIX = ".engine"
+
+
+def folder_of_host(name: str) -> Path | None:
+    """Where this machine keeps engines for those who measure on it from elsewhere, by the name of their profile; None
+    where its user has no home."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:
+            return None
+    return base / "hwnas" / f"{Path(name).name}.engines"
 
 
 class EngineCache:

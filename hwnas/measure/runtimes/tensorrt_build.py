@@ -8,11 +8,13 @@ compiles for a compute capability; its kernels are finished on the device, when 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hwnas.measure.runtimes.tensorrt_layers import Layer, layers_of_log
+from hwnas.measure.runtimes.tensorrt_layers import Layer, layers_of_inspector, layers_of_log
 from hwnas.measure.runtimes.tensorrt_library import in_use, trt
+from hwnas.measure.runtimes.tensorrt_log import listen, logger
 
 MIB = 2**20
 
@@ -29,13 +31,14 @@ class BuildOptions:
         workspace_mib: memory that a kernel may use beside its tensors.
         optimisation_level: 0 (fast to build) to 5 (tries most kernels).
         tf32: whether float32 convolutions may round their inputs to 10 bits of mantissa, as TensorRT does by default.
-        compute_capability: as in ``SM89``; empty for the GPU of this machine.
+        compute_capabilities: as in ``SM89``; one engine then serves all of these GPUs, and is not built where one of
+            them is refused. Empty for the GPU of this machine.
     """
 
     workspace_mib: int = 2048
     optimisation_level: int = 3
     tf32: bool = False
-    compute_capability: str = ""
+    compute_capabilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +75,10 @@ def build_engine(model: bytes, options: BuildOptions, timing_cache: bytes = b"")
     Raises:
         BuildError: the model cannot be parsed, an operator is not supported, or nothing can be built.
     """
-    layers: list[str] = []
-    errors: list[str] = []
-    log = _new_log(layers, errors)
-    builder = trt.Builder(log)
+    said = listen()
+    builder = trt.Builder(logger())
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
+    parser = trt.OnnxParser(network, logger())
     if not parser.parse(model):
         raise BuildError(_parser_error(parser))
     if not network.num_outputs:
@@ -86,9 +87,27 @@ def build_engine(model: bytes, options: BuildOptions, timing_cache: bytes = b"")
     cache = _with_timing_cache(config, timing_cache)
     engine: Any = builder.build_serialized_network(network, config)  # a buffer, which the stubs do not know
     if engine is None:
-        raise BuildError(f"TensorRT cannot build it: {_reason(errors)}")
+        raise BuildError(f"TensorRT cannot build it: {said.reason}")
     learned: Any = cache.serialize() if cache is not None else None
-    return Built(bytes(engine), tuple(layers_of_log(layers)), b"" if learned is None else bytes(learned))
+    return Built(bytes(engine), tuple(layers_of_log(said.layers)), b"" if learned is None else bytes(learned))
+
+
+def layers_of_engine(engine: bytes) -> int:
+    """How many layers an engine has, as its inspector says once it is loaded; 0 where that says nothing of them.
+
+    Raises:
+        BuildError: it does not load here; what is not an engine of this library is told before what the GPU is asked.
+    """
+    said = listen()
+    runtime = trt.Runtime(logger())
+    loaded = runtime.deserialize_cuda_engine(engine)
+    if loaded is None:
+        raise BuildError(f"the engine does not load: {said.reason}")
+    text = loaded.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    try:
+        return len(layers_of_inspector(str(text)))
+    except ValueError:
+        return 0
 
 
 def _config(builder: trt.Builder, network: trt.INetworkDefinition, options: BuildOptions) -> trt.IBuilderConfig:
@@ -101,8 +120,7 @@ def _config(builder: trt.Builder, network: trt.INetworkDefinition, options: Buil
         config.set_flag(trt.BuilderFlag.TF32)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)
-    if options.compute_capability:
-        _set_capability(config, options.compute_capability)
+    _set_capabilities(config, options.compute_capabilities)
     _fix_shapes(builder, network, config)
     return config
 
@@ -113,16 +131,19 @@ def capabilities() -> tuple[str, ...]:
     return tuple(name for name in known.__members__ if name.startswith("SM")) if known is not None else ()
 
 
-def _set_capability(config: trt.IBuilderConfig, name: str) -> None:
+def _set_capabilities(config: trt.IBuilderConfig, names: Sequence[str]) -> None:
     """Raises:
-    BuildError: the library does not build for it.
+    BuildError: the library does not build for one of them.
     """
-    known = capabilities()
-    if name not in known:
+    known = capabilities() if names else ()
+    if unknown := [name for name in names if name not in known]:
         can = f"one of {', '.join(known)}" if known else "only for the GPU that is here; install tensorrt-rtx"
-        raise BuildError(f"{in_use()} cannot build for {name}: {can}")
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(trt.ComputeCapability, name), 0)
+        raise BuildError(f"{in_use()} cannot build for {unknown[0]}: {can}")
+    if names:
+        config.num_compute_capabilities = len(names)
+    for index, name in enumerate(names):
+        if not config.set_compute_capability(getattr(trt.ComputeCapability, name), index):
+            raise BuildError(f"{in_use()} refuses to build for {' and '.join(names)}")
 
 
 def _fix_shapes(builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
@@ -143,12 +164,11 @@ def _fix_shapes(builder: trt.Builder, network: trt.INetworkDefinition, config: t
 def _with_timing_cache(config: trt.IBuilderConfig, known: bytes) -> trt.ITimingCache | None:
     if in_use() == "tensorrt_rtx":  # it times nothing when it builds, and warns
         return None
-    cache = config.create_timing_cache(known)
-    if cache is None and known:  # of another version or GPU
-        cache = config.create_timing_cache(b"")
-    if cache is None or not config.set_timing_cache(cache, False):
-        return None
-    return cache
+    for data in dict.fromkeys((known, b"")):  # what another version or GPU learned is refused
+        cache = config.create_timing_cache(data)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return cache
+    return None
 
 
 def _parser_error(parser: trt.OnnxParser) -> str:
@@ -165,26 +185,3 @@ def _parser_error(parser: trt.OnnxParser) -> str:
 def _sizes(dims: Any) -> Any:
     """A `Dims`, which can be iterated over: the stubs do not say so."""
     return dims
-
-
-def _reason(errors: list[str]) -> str:
-    return " ".join(" ".join(errors).split())[:300] or "it does not say why"
-
-
-def _new_log(layers: list[str], errors: list[str]) -> trt.ILogger:
-    """A logger of the chosen library, whose base class is only known now.
-
-    It fills `errors`, and `layers` with the lines of the message that lists the engine's layers.
-    """
-
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            super().__init__()
-
-        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                errors.append(msg)
-            elif msg.startswith("Layers:"):
-                layers[:] = msg.splitlines()
-
-    return Log()

@@ -10,7 +10,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["LIBRARIES", "in_use", "trt", "use"]
+__all__ = ["LIBRARIES", "chosen", "in_use", "trt", "use"]
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
 LEAST = {"tensorrt": 10, "tensorrt_rtx": 1}
@@ -54,6 +54,11 @@ def use(name: str) -> str:
         raise ImportError(f"{name} {version} is too old: {LEAST[name]}.0 or newer is needed")
     _chosen.module, _chosen.name = module, name
     return version
+
+
+def chosen() -> object:
+    """The module that `trt` stands for; None where none was chosen."""
+    return _chosen.module
 
 
 def in_use() -> str:

@@ -20,6 +20,7 @@ from hwnas.measure.runtimes.gpu_state import GpuWatch, settle, undisturbed
 from hwnas.measure.runtimes.tensorrt_build import BuildError
 from hwnas.measure.runtimes.tensorrt_layers import kernel_times, layers_of_inspector
 from hwnas.measure.runtimes.tensorrt_library import trt
+from hwnas.measure.runtimes.tensorrt_log import last_complaint, listen, logger
 
 MAX_REPEATS = 64
 
@@ -33,15 +34,15 @@ class Loaded:
 
     def __init__(self, engine: bytes, cuda: Cuda) -> None:
         self._cuda = cuda
-        self._logger = trt.Logger(trt.Logger.Severity.ERROR)
-        self._runtime = trt.Runtime(self._logger)
+        said = listen()
+        self._runtime = trt.Runtime(logger())
         loaded = self._runtime.deserialize_cuda_engine(engine)
         if loaded is None:
-            raise BuildError("the engine does not load: it was built for another GPU or version, or memory is short")
+            raise BuildError(f"the engine does not load: {said.reason}")
         self.engine: trt.ICudaEngine = loaded
         context = self.engine.create_execution_context()
         if context is None:
-            raise BuildError("the engine has no room to run: memory of the GPU is short")
+            raise BuildError(f"the engine has no room to run: {said.reason}")
         self.context: trt.IExecutionContext = context
         self.inputs: dict[str, NDArray[Any]] = {}
         self.outputs: dict[str, NDArray[Any]] = {}
@@ -56,16 +57,18 @@ class Loaded:
 
     def _bind(self) -> None:
         rng = np.random.default_rng(0)
-        for index in range(self.engine.num_io_tensors):
-            name = self.engine.get_tensor_name(index)
+        names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
+        given = [name for name in names if self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        for name in given:
             sizes: Any = self.engine.get_tensor_shape(name)
             shape: Any = tuple(1 if size < 0 else int(size) for size in sizes)
-            kind = numpy_type(self.engine.get_tensor_dtype(name).name)
-            if self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-                self.context.set_input_shape(name, shape)
-                self.inputs[name] = rng.standard_normal(shape).astype(kind)
-            else:
-                self.outputs[name] = np.zeros(shape, kind)
+            if not self.context.set_input_shape(name, shape):
+                raise BuildError(f"the engine does not take {name} as {shape}{last_complaint()}")
+            self.inputs[name] = rng.standard_normal(shape).astype(self._type(name))
+        for name in names:
+            if name not in given:  # its shape follows from those of the inputs, which have to be known first
+                sizes = self.context.get_tensor_shape(name)
+                self.outputs[name] = np.zeros(tuple(map(int, sizes)), self._type(name))
         copies = rotation(sum(values.nbytes for values in self.inputs.values()), self._cuda.gpu.l2_bytes)
         for _ in range(copies):
             addresses: dict[str, int] = {}
@@ -75,13 +78,20 @@ class Loaded:
                 self._cuda.upload(addresses[name], values)
         for name, values in self.outputs.items():
             self._bound[name] = self._cuda.allocate(values.nbytes)
-            self.context.set_tensor_address(name, self._bound[name])
+            self._set_address(name, self._bound[name])
         self.take(0)
+
+    def _type(self, name: str) -> np.dtype[Any]:
+        return numpy_type(self.engine.get_tensor_dtype(name).name)
+
+    def _set_address(self, name: str, address: int) -> None:
+        if not self.context.set_tensor_address(name, address):
+            raise RuntimeError(f"TensorRT does not take the memory of {name}{last_complaint()}")
 
     def take(self, copy: int) -> None:
         """Binds the copy number `copy` of the inputs."""
         for name, address in self._copies[copy % len(self._copies)].items():
-            self.context.set_tensor_address(name, address)
+            self._set_address(name, address)
 
     def next_copy(self) -> None:
         """Binds the next copy of the inputs."""
@@ -100,7 +110,7 @@ class Loaded:
             RuntimeError: TensorRT refuses.
         """
         if not self.context.execute_async_v3(self._cuda.stream):
-            raise RuntimeError("TensorRT did not run the engine")
+            raise RuntimeError(f"TensorRT did not run the engine{last_complaint()}")
 
     def enqueue_next(self) -> None:
         """The same, on the next copy of the inputs."""
@@ -145,15 +155,18 @@ class EngineSession(Session):
 
     def __init__(self, builds: Sequence[Loaded], cuda: Cuda, watch: GpuWatch, *, min_run_ms: float = 0.0) -> None:
         self._builds, self._cuda, self._watch = builds, cuda, watch
-        self._events = [cuda.new_event() for _ in range(2)]
+        self._events: list[Any] = []
         self._graphs: list[Replay] = []
+        self._turn = 0
         self.spread = 0.0
         self.state: Mapping[str, Any] = {}
         self.repeats = 1
         try:
+            for _ in range(2):
+                self._events.append(cuda.new_event())
             self._replays = [self._captured(build) for build in builds]
             if min_run_ms > 0:
-                single = min(self._times(0, 5))
+                single = min(self.times(0, 5))
                 self.repeats = min(MAX_REPEATS, max(1, math.ceil(min_run_ms / max(1e-4, single))))
         except BaseException:
             self.close()
@@ -161,27 +174,33 @@ class EngineSession(Session):
 
     def _captured(self, build: Loaded) -> Sequence[Callable[[], object]]:
         """For each copy of the inputs what runs one inference on it: the replay of a graph, else the enqueue."""
-        build.enqueue()  # what is captured must have run once
-        self._cuda.synchronise()
         replays: list[Replay] = []
         for copy in range(build.copies):
             build.take(copy)
+            build.enqueue()  # TensorRT puts off what a new shape or address asks for until then: not into a graph
+            self._cuda.synchronise()
             capturable = build.context.is_stream_capturable(self._cuda.stream) if _says_capturable(build) else True
             replay = self._cuda.capture(build.enqueue) if capturable else None
             if replay is None:  # the engine cannot be captured: no copy can
                 return [build.enqueue_next]
             self._graphs.append(replay)
             replays.append(replay)
+        for replay in replays:  # the first launch of a graph also brings it to the GPU
+            replay()
+        self._cuda.synchronise()
         return replays
 
-    def _times(self, build: int, runs: int) -> list[float]:
+    def times(self, build: int, runs: int) -> list[float]:
+        """Durations of `runs` runs of one build in ms, whatever the GPU does meanwhile."""
         replays = self._replays[build]
         start, end = self._events
         samples = []
-        for run in range(runs):
+        for _ in range(runs):
             self._cuda.record(start)
-            for repeat in range(self.repeats):
-                replays[(run * self.repeats + repeat) % len(replays)]()
+            for _ in range(self.repeats):
+                # goes on where it stopped: begun anew each time, the first copies would be in the cache
+                self._turn = (self._turn + 1) % len(replays)
+                replays[self._turn]()
             self._cuda.record(end)
             samples.append(self._cuda.elapsed_ms(start, end))
         return samples
@@ -189,8 +208,8 @@ class EngineSession(Session):
     def time_ms(self, runs: int) -> list[float]:
         times, reasons = [], []
         for build in range(len(self._builds)):
-            settle(lambda build=build: self._times(build, 1), self._watch.read)  # type: ignore[misc]
-            samples, state, why = undisturbed(lambda build=build: self._times(build, runs), self._watch.read)  # type: ignore[misc]
+            settle(lambda build=build: self.times(build, 1), self._watch.read)  # type: ignore[misc]
+            samples, state, why = undisturbed(lambda build=build: self.times(build, runs), self._watch.read)  # type: ignore[misc]
             times.append(samples)
             reasons += [why] if why else []
         medians = [float(np.median(samples)) for samples in times]
@@ -221,10 +240,14 @@ class EngineClock(KernelClock):
     """A network whose layers are timed by TensorRT's profiler, in runs apart from those of the whole.
 
     The engine is loaded twice: one that a profiler was given to is never timed without it again.
+
+    Attributes:
+        state: of the GPU after they were last timed.
     """
 
     def __init__(self, engine: bytes, cuda: Cuda, watch: GpuWatch) -> None:
-        self._cuda = cuda
+        self._cuda, self._watch = cuda, watch
+        self.state: Mapping[str, Any] = {}
         self._whole = EngineSession([Loaded(engine, cuda)], cuda, watch)
         try:
             self._build = Loaded(engine, cuda)
@@ -237,13 +260,21 @@ class EngineClock(KernelClock):
         self._build.context.profiler = self._profiler
 
     def time_kernels(self, runs: int) -> list[KernelTime]:
-        whole = self._whole.time_ms(runs)
+        settle(lambda: self._whole.times(0, 1), self._watch.read)
+        # one stretch of both: what they differ by is a term, and the clock must not be in it
+        whole, state, why = undisturbed(lambda: self._both(runs), self._watch.read)
+        self.state = {**state.to_json(), DISTURBED: why}
+        times = {name: samples[-runs:] for name, samples in self._times.items() if len(samples) >= runs}
+        return kernel_times(self._layers, times, whole)
+
+    def _both(self, runs: int) -> list[float]:
+        """Durations of the whole without the profiler; those of layers are in `_times` afterwards."""
+        whole = self._whole.times(0, runs)
         self._times.clear()
         for _ in range(runs + runs // 3):
             self._build.enqueue_next()
             self._cuda.synchronise()
-        times = {name: samples[-runs:] for name, samples in self._times.items() if len(samples) >= runs}
-        return kernel_times(self._layers, times, whole)
+        return whole
 
     def close(self) -> None:
         self._whole.close()
