@@ -198,7 +198,7 @@ def spaces(bench: Bench) -> None:
     """Nets of about equal MACs, all trained alike from scratch; random ones are others for every seed."""
     threes = chain_space("spos-channels-tiny")
     blocks = searched(bench, BLOCKS, MACS, limit())
-    both = chain_space(f"spos-channels-tiny@{blocks_of(blocks)}")
+    both = chain_space(f"spos-channels-tiny@{blocks_of(blocks, 'spos-channels-tiny')}")
     found = {
         "choice_3 + channel search": searched(bench, threes, macs_cost(threes), limit()),
         "block + channel search": searched(bench, both, macs_cost(both), limit()),

@@ -75,7 +75,7 @@ def test_the_evidence_of_spos_compares_at_equal_cost_and_says_what_is_not_seen(
     evidence = script("spos_evidence")
     for kind in "357x":
         net = evidence.rescaled(kind)
-        assert evidence.blocks_of(net) == kind * len(net.blocks)
+        assert evidence.blocks_of(net, "spos-channels-tiny") == kind * len(net.blocks)
         assert 0.97 * evidence.limit() < net.network().macs <= evidence.limit()
         others = {evidence.drawn(evidence.BLOCKS, seed) for seed in range(3)}
         assert len(others) == 3
