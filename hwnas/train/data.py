@@ -219,7 +219,10 @@ def split_validation(data: Images, class_names: tuple[str, ...], *, seed: int) -
     counts = np.bincount(labels, minlength=len(class_names))
     if counts.min() < 2:
         lonely = class_names[int(counts.argmin())]
-        raise HwnasError(f"class {lonely!r} has {counts.min()} image(s): it needs 2 or more, one for validation")
+        raise HwnasError(
+            f"class {lonely!r} has {counts.min()} image(s): it needs 2 or more, one for validation: add some, or give "
+            "the data a validation split of its own"
+        )
     wanted = min(VAL_LIMIT, int(VAL_FRACTION * len(labels)))
     chosen = balanced_subset(labels, max(wanted, len(class_names)), seed=seed, at_most=0.5)
     rest = np.setdiff1d(np.arange(len(labels)), chosen, assume_unique=True)
