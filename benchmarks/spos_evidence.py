@@ -9,6 +9,7 @@
 Seeds, sizes and statistics are the constants below, fixed before the first run. Of differences, paired by seed, the
 mean and its 95% interval by Student's t are printed; a pattern counts as seen where the interval lies wholly on its
 side of zero, else it is reported as not seen. Trainings are kept in --work and go on where a killed run stopped.
+--quick trains for a few steps: it shows that a part runs to its end, and its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,18 +46,61 @@ from hwnas.train.loop import Batches, train_supernet
 from hwnas.train.paths import make_paths
 from hwnas.train.recipe import Phase, Sampling, Scoring
 
-SEEDS = 5
 BUDGET = 0.5
 """Of the way from the cheapest to the most expensive architecture of the block space, in MACs."""
 FLOOR = 0.92
 """Least share of the budget that nets which are compared at an equal cost use."""
-EVOLUTION = Evolution(population=10, generations=5, parents=4)
-SUPERNET = Phase(steps=800, batch_size=32, optimizer="adamw", lr=4e-3, weight_decay=0.02, warmup_steps=50, flip=False)
-SHORT = SUPERNET.model_copy(update={"steps": 400})
-ALONE = SUPERNET.model_copy(update={"steps": 300})
-SCORING = Scoring(recalibrate_images=200, val_images=1000, batch_size=50)
-ARCHITECTURES = 20
 UNIFORM_BITS = (2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is trained and scored.
+
+    Attributes:
+        seeds: of trainings and searches.
+        architectures: whose ranks are compared.
+        evolution: of every search.
+        scoring: of every candidate.
+        supernet: the training of a supernet that is the only one of its part.
+        short: of one of several.
+        alone: of a net from scratch.
+    """
+
+    seeds: int
+    architectures: int
+    evolution: Evolution
+    scoring: Scoring
+    supernet: Phase
+    short: Phase
+    alone: Phase
+
+    @classmethod
+    def of(cls, steps: tuple[int, int, int], seeds: int, archs: int, evolution: Evolution, scoring: Scoring) -> Sizes:
+        """With so many steps of the three trainings."""
+        phases = [
+            Phase(
+                steps=count,
+                batch_size=32,
+                optimizer="adamw",
+                lr=4e-3,
+                weight_decay=0.02,
+                warmup_steps=min(50, count // 2),
+                flip=False,
+            )
+            for count in steps
+        ]
+        return cls(seeds, archs, evolution, scoring, *phases)
+
+
+FULL = Sizes.of(
+    (800, 400, 300), 5, 20, Evolution(population=10, generations=5, parents=4),
+    Scoring(recalibrate_images=200, val_images=1000, batch_size=50),
+)  # fmt: skip
+QUICK = Sizes.of(
+    (6, 4, 3), 2, 4, Evolution(population=4, generations=1, parents=2),
+    Scoring(recalibrate_images=20, val_images=50, batch_size=10),
+)  # fmt: skip
 
 
 def chain_space(name: str) -> ChainSpace:
@@ -72,13 +117,14 @@ MACS = macs_cost(BLOCKS)
 class Bench:
     """The data, and what is trained on it, by name."""
 
-    def __init__(self, work: Path, threads: int) -> None:
+    def __init__(self, work: Path, threads: int, sizes: Sizes = FULL) -> None:
         torch.set_num_threads(threads)
+        self.sizes = sizes
         self.work, self.threads, self.progress = work, threads, RichProgress()
         self.splits = load_data("fashion-mnist", seed=0)
 
     def scores(
-        self, space: ChainSpace, phase: Phase = SHORT, seed: int = 0, sampling: Sampling | None = None
+        self, space: ChainSpace, phase: Phase, seed: int = 0, sampling: Sampling | None = None
     ) -> Callable[[list[Arch]], list[float]]:
         """What scores with the weights of a supernet that is trained now, or was before."""
         supernet = space.supernet(generator=torch_generator(step_rng(seed, "weights", 0)))
@@ -89,7 +135,7 @@ class Bench:
             paths=make_paths(space, sampling, {"macs": macs_cost(space)}, seed),
             store=CheckpointStore(self.work, f"{space.name}-{gist((phase, sampling, seed))}"),
         )
-        evaluator, known = Evaluator(supernet, self.splits, SCORING, seed=0), dict[Arch, float]()
+        evaluator, known = Evaluator(supernet, self.splits, self.sizes.scoring, seed=0), dict[Arch, float]()
 
         def evaluate(archs: list[Arch]) -> list[float]:
             new = [arch for arch in archs if arch not in known]
@@ -101,8 +147,9 @@ class Bench:
     def alone(self, net: NetSpec, seed: int) -> float:
         """Validation accuracy in percent of a net that is trained from scratch."""
         module = chain_net(net, generator=torch_generator(step_rng(seed, "alone", 0)))
-        name = f"alone-{gist((net, ALONE, seed))}"
-        train_net(module, self.splits, ALONE, seed=seed, stream="alone", progress=self.progress,
+        phase = self.sizes.alone
+        name = f"alone-{gist((net, phase, seed))}"
+        train_net(module, self.splits, phase, seed=seed, stream="alone", progress=self.progress,
                   description=name, store=CheckpointStore(self.work, name))  # fmt: skip
         return 100 * accuracy(module, self.splits.val, self.splits.normalisation)
 
@@ -110,9 +157,10 @@ class Bench:
         """Accuracies of nets trained alike, with every seed; prints them."""
         found = {}
         for name, net in nets.items():
-            found[name] = [self.alone(net(seed), seed) for seed in range(SEEDS)]
+            seeds = range(self.sizes.seeds)
+            found[name] = [self.alone(net(seed), seed) for seed in seeds]
             mean, low, high = mean_interval(found[name])
-            specs = [net(seed).network() for seed in range(SEEDS)]
+            specs = [net(seed).network() for seed in seeds]
             cost = np.mean([spec.bitops / 2**20 if spec.quantised else spec.macs / 1e6 for spec in specs])
             unit = "M BitOps (M is 2^20)" if specs[0].quantised else "M MACs"
             print(f"  {name:28} {mean:6.2f}% (95%: {low:.2f} to {high:.2f}), {cost:.2f} {unit}", flush=True)
@@ -146,15 +194,15 @@ def verdict(pattern: str, better: Sequence[float], worse: Sequence[float]) -> No
 
 def evolution(bench: Bench) -> None:
     """The best validation accuracy of each method, seed by seed on one supernet."""
-    evaluate = bench.scores(BLOCKS, SUPERNET)
+    evaluate, settings = bench.scores(BLOCKS, bench.sizes.supernet), bench.sizes.evolution
     sampler = FeasibleSampler([MACS], [limit()])
     best: dict[str, list[float]] = {"evolution": [], "random": []}
-    for seed in range(SEEDS):
+    for seed in range(bench.sizes.seeds):
         for name, search in zip(best, (evolve, random_search), strict=True):
-            found = search(BLOCKS, sampler, evaluate, np.random.default_rng(seed), settings=EVOLUTION)
+            found = search(BLOCKS, sampler, evaluate, np.random.default_rng(seed), settings=settings)
             best[name].append(100 * found.score)
         print(f"  seed {seed}: " + ", ".join(f"{name} {values[-1]:.2f}%" for name, values in best.items()), flush=True)
-    verdict(f"evolution over random search, {EVOLUTION.evaluations} evaluations each", *best.values())
+    verdict(f"evolution over random search, {settings.evaluations} evaluations each", *best.values())
 
 
 def sampling(bench: Bench) -> None:
@@ -163,10 +211,10 @@ def sampling(bench: Bench) -> None:
     constraint = Sampling(low=str(round((low + limit()) / 2)), high=str(round(limit())), bins=5)
     sampler = FeasibleSampler([MACS], [limit()])
     best: dict[str, list[float]] = {"uniform constraint": [], "uniform": []}
-    for seed in range(SEEDS):
+    for seed in range(bench.sizes.seeds):
         for name, kind in zip(best, (constraint, None), strict=True):
-            evaluate = bench.scores(BLOCKS, SHORT, seed, kind)
-            found = evolve(BLOCKS, sampler, evaluate, np.random.default_rng(seed), settings=EVOLUTION)
+            evaluate = bench.scores(BLOCKS, bench.sizes.short, seed, kind)
+            found = evolve(BLOCKS, sampler, evaluate, np.random.default_rng(seed), settings=bench.sizes.evolution)
             best[name].append(100 * found.score)
         print(f"  seed {seed}: " + ", ".join(f"{name} {values[-1]:.2f}%" for name, values in best.items()), flush=True)
     verdict("uniform constraint over uniform sampling", *best.values())
@@ -175,8 +223,8 @@ def sampling(bench: Bench) -> None:
 def searched(bench: Bench, space: ChainSpace, cost: Cost, most: float) -> NetSpec:
     """The net that evolution finds near a budget."""
     sampler = FeasibleSampler([cost], [most], space=space.name, min_use=FLOOR)
-    rng = np.random.default_rng(0)
-    return space.net(evolve(space, sampler, bench.scores(space), rng, settings=EVOLUTION).best)
+    evaluate, rng = bench.scores(space, bench.sizes.short), np.random.default_rng(0)
+    return space.net(evolve(space, sampler, evaluate, rng, settings=bench.sizes.evolution).best)
 
 
 def drawn(space: ChainSpace, seed: int) -> NetSpec:
@@ -198,7 +246,7 @@ def spaces(bench: Bench) -> None:
     """Nets of about equal MACs, all trained alike from scratch; random ones are others for every seed."""
     threes = chain_space("spos-channels-tiny")
     blocks = searched(bench, BLOCKS, MACS, limit())
-    both = chain_space(f"spos-channels-tiny@{blocks_of(blocks)}")
+    both = chain_space(f"spos-channels-tiny@{blocks_of(blocks, 'spos-channels-tiny')}")
     found = {
         "choice_3 + channel search": searched(bench, threes, macs_cost(threes), limit()),
         "block + channel search": searched(bench, both, macs_cost(both), limit()),
@@ -236,8 +284,8 @@ def bits(bench: Bench) -> None:
 
 def ranking(bench: Bench) -> None:
     """Kendall's tau over architectures drawn uniformly, with a bootstrap interval over architectures."""
-    evaluate, rng = bench.scores(BLOCKS, SUPERNET), np.random.default_rng(0)
-    archs = [BLOCKS.sample(rng) for _ in range(ARCHITECTURES)]
+    evaluate, rng = bench.scores(BLOCKS, bench.sizes.supernet), np.random.default_rng(0)
+    archs = [BLOCKS.sample(rng) for _ in range(bench.sizes.architectures)]
     inherited, alone = evaluate(archs), [bench.alone(BLOCKS.net(arch), 0) for arch in archs]
     tau = float(kendalltau(inherited, alone).statistic)
     rows = rng.integers(len(archs), size=(4000, len(archs)))
@@ -257,10 +305,13 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--work", type=Path, default=Path("runs/spos-evidence"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--quick", action="store_true", help="only check that the part runs: its figures mean nothing")
     options = parser.parse_args()
     began = time.monotonic()
-    PARTS[options.part](Bench(options.work, options.threads))
+    PARTS[options.part](Bench(options.work, options.threads, QUICK if options.quick else FULL))
     print(f"took {time.monotonic() - began:.0f} s")
+    if options.quick:
+        print("--quick: the part runs; the figures above mean nothing")
 
 
 if __name__ == "__main__":

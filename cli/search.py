@@ -87,7 +87,8 @@ def command(
 
     Feasible is what meets the budget with the upper end of its predicted latency. The same RUN goes on where it was
     interrupted, and reuses its trained supernet for other budgets. With --front the nets are those that no other one
-    scored beats in both accuracy and cost, spread from the cheapest to the budget.
+    scored beats in both accuracy and cost, spread from the cheapest to the budget; the random baseline beside each is
+    the best of a random front that costs no more.
 
     \b
     Example:
@@ -314,8 +315,23 @@ def _show(terminal: Terminal, document: dict[str, Any]) -> None:
     trained = document["method"] in ATOM_METHODS + GATE_METHODS or is_gated(document["space"])
     done = "nets trained" if trained else "architectures scored"
     evaluated = f"{document['evaluated']} {done} in {duration(document['seconds'])}"
-    following = [] if quantised else [f"next: hwnas verify {document['run']}"]  # nothing here runs so few bits
+    following = fronts(document["results"])
+    following += [] if quantised else [f"next: hwnas verify {document['run']}"]  # nothing here runs so few bits
     terminal.table(table, f"{evaluated}; files in {document['run']}", *following)
+
+
+def fronts(results: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each front: what it is worth as a whole, and that of random search."""
+    lines = {}
+    for result in results:
+        if (level := result.get("front_accuracy")) is not None:
+            rival = result.get("baseline_front_accuracy")
+            beside = "" if rival is None else f", of a random front {percent(rival)}"
+            lines[budget_text(result["budgets"])] = (
+                f"front up to {budget_text(result['budgets'])}: with the supernet's weights the best net within a "
+                f"budget has {percent(level)} on average over all budgets{beside}"
+            )
+    return list(lines.values())
 
 
 def _reduction(shares: dict[str, float]) -> str:

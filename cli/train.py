@@ -117,7 +117,7 @@ def _nets(terminal: Terminal, text: str | None, *, baselines: bool) -> tuple[Run
             names.append(result["baseline"]["net"])
     if not names:
         raise HwnasError(f"{run.path} has no finished net yet: go on with the hwnas search that began it")
-    return run, names
+    return run, list(dict.fromkeys(names))  # nets of a front may share a baseline
 
 
 def _phase(terminal: Terminal, name: str | None, run: RunFolder) -> Phase:

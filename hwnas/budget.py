@@ -123,3 +123,15 @@ def format_cost(cost: str, value: float) -> str:
         if abs(value) >= prefixes[prefix]:
             return f"{value / prefixes[prefix]:.4g}{prefix.upper() if prefix != 'k' else 'k'}"
     return f"{value:.4g}"
+
+
+def at_least(cost: str, value: float) -> str:
+    """`value` for people, rounded up so far that what is read can be typed as a budget."""
+    for step in range(8):
+        text = format_cost(cost, value * (1 + 0.0015 * step))
+        try:
+            if parse_budget(cost, text)[0].value >= value:
+                return text
+        except UsageError:  # too small or too large for the usual form
+            break
+    return format_cost(cost, value)

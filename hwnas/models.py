@@ -103,7 +103,7 @@ def space_name(text: str) -> str:
     if not at or not (source.startswith("zoo:") or Path(source).is_dir()):
         return text
     try:
-        return f"{base}@{blocks_of(_table_of(source))}"
+        return f"{base}@{blocks_of(_table_of(source), base)}"
     except UsageError as error:
         raise UsageError(f"{text[:80]!r} stands on no net of choice blocks: {error}") from None
 

@@ -7,6 +7,8 @@ import gzip
 import importlib.util
 import itertools
 import json
+import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 from command import ROOT
 from quick import quick_profile
+from tiny_fashion import write_fashion_mnist
 
 from hwnas.latency.build import build_table
 from hwnas.latency.table import MeasuredNetwork
@@ -75,7 +78,7 @@ def test_the_evidence_of_spos_compares_at_equal_cost_and_says_what_is_not_seen(
     evidence = script("spos_evidence")
     for kind in "357x":
         net = evidence.rescaled(kind)
-        assert evidence.blocks_of(net) == kind * len(net.blocks)
+        assert evidence.blocks_of(net, "spos-channels-tiny") == kind * len(net.blocks)
         assert 0.97 * evidence.limit() < net.network().macs <= evidence.limit()
         others = {evidence.drawn(evidence.BLOCKS, seed) for seed in range(3)}
         assert len(others) == 3
@@ -87,6 +90,18 @@ def test_the_evidence_of_spos_compares_at_equal_cost_and_says_what_is_not_seen(
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("a: +2.00 points (95%: +1.75 to +2.25, 3 seeds): seen")
     assert said[1].endswith("NOT SEEN")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["evolution", "sampling", "ranking"])
+def test_a_part_of_the_evidence_of_spos_runs_to_its_end(tmp_path: Path, part: str) -> None:
+    env = {**os.environ, "HWNAS_FASHION_MNIST": str(write_fashion_mnist(tmp_path / "fashion"))}
+    script = str(BENCHMARKS / "spos_evidence.py")
+    args = [part, "--quick", "--threads", "1", "--work", str(tmp_path / "work")]
+    done = subprocess.run([sys.executable, script, *args], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r": (seen|NOT SEEN)$", done.stdout, re.MULTILINE)
+    assert done.stdout.splitlines()[-1] == "--quick: the part runs; the figures above mean nothing"
 
 
 def witness(latency_ms: float) -> MeasuredNetwork:

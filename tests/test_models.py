@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from hwnas.errors import HwnasError, UsageError
 from hwnas.measure.onnx_models import network_to_onnx
 from hwnas.models import load_model, load_models, space_name
-from hwnas.spaces import SPACES, get_space
+from hwnas.spaces import SPACES, Arch, get_space
 from hwnas.zoo import ZOO
 
 
@@ -86,6 +86,18 @@ def test_a_channel_space_stands_on_the_blocks_of_a_net(tmp_path: Path) -> None:
     for source in (folder, tmp_path / "run"):
         assert space_name(f"spos-channels-tiny@{source}") == f"spos-channels-tiny@{kinds}"
     assert load_model(f"space:spos-channels-tiny@{folder}").supernet
+    blocks = get_space("spos-shufflenet-tiny")
+    chosen = "5-x-" + "73-----x" + "3---"
+    names = [f"choice_{letter}" if letter != "-" else "skip" for letter in chosen]
+    genes = tuple(choices.index(name) for name, choices in zip(names, blocks.slots, strict=True))
+    skipping = Arch(blocks.name, genes)
+    (folder / "arch.json").write_text(json.dumps(blocks.to_json(skipping)))
+    name = space_name(f"spos-channels-tiny@{folder}")
+    assert name == "spos-channels-tiny@5x--" + "73x-----" + "3---"  # a stage's skipped slots come last
+    widths = get_space(name)
+    assert widths.network(Arch(name, (4,) * 6)).macs == blocks.network(skipping).macs  # 1.0x, the default, everywhere
+    with pytest.raises(UsageError, match="slot 5 of spos-channels-tiny has a stride and cannot be left out"):
+        get_space("spos-channels-tiny@3333-33333333333")
     with pytest.raises(UsageError, match=r"stands on no net of choice blocks: its blocks are not choice blocks"):
         space_name("spos-channels@zoo:fbnet-a")
     with pytest.raises(UsageError, match=r"stands on no net of choice blocks: no net of the zoo is called 'spos-9'"):

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.budget import format_cost, parse_budget
+from hwnas.budget import at_least, format_cost
 from hwnas.costs import Cost
-from hwnas.errors import ClaimError, UsageError
+from hwnas.errors import ClaimError
 
 Floats = NDArray[np.float64]
 
@@ -37,7 +37,7 @@ def contradiction(costs: Sequence[Cost], limits: Sequence[float], space: str) ->
         genes = least_within(cost, [costs[place] for place in others], [limits[place] for place in others])
         if genes is not None:
             value = cost.upper.total_of(genes)
-            needed.append((value / limit, f"{cost.name} <= {_at_least(cost.name, value)}"))
+            needed.append((value / limit, f"{cost.name} <= {at_least(cost.name, value)}"))
     together = " and ".join(
         f"{cost.name} <= {format_cost(cost.name, limit)}" for cost, limit in zip(costs, limits, strict=True)
     )
@@ -101,15 +101,3 @@ def _units(cost: Cost, limit: float, exists: NDArray[np.bool_], cells: int) -> N
         return np.where(table <= cheapest, 0 if slack == 0 else cells + 1, cells + 1).astype(np.int64)
     scaled = np.ceil((table - cheapest) * (cells / slack))
     return np.where(np.isfinite(scaled), np.minimum(scaled, cells + 1), cells + 1).astype(np.int64)
-
-
-def _at_least(cost: str, value: float) -> str:
-    """`value` for people, rounded up so far that what is read can be typed as a budget."""
-    for step in range(8):
-        text = format_cost(cost, value * (1 + 0.0015 * step))
-        try:
-            if parse_budget(cost, text)[0].value >= value:
-                return text
-        except UsageError:  # too small or too large for the usual form
-            break
-    return format_cost(cost, value)

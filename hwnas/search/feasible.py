@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.budget import format_cost
+from hwnas.budget import at_least, format_cost
 from hwnas.costs import Cost, Genes
 from hwnas.errors import ClaimError
 from hwnas.search.grid import Grid, Ints, Spending, States, every_within
@@ -150,7 +150,7 @@ class FeasibleSampler:
                 end = f" (upper end {format_cost(cost.name, upper)})" if upper != predicted else ""
                 raise ClaimError(
                     f"no architecture of {self._space} meets {cost.name} <= {format_cost(cost.name, limit)}: "
-                    f"the cheapest predicted is {price}{end}"
+                    f"the cheapest predicted is {price}{end}, so give {at_least(cost.name, upper)} or more"
                 )
 
     def _refuse_together(self) -> ClaimError:

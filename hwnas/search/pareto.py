@@ -61,6 +61,28 @@ def front(evaluated: Sequence[tuple[Arch, float]], prices: Prices, count: int) -
     return [evaluated[place][0] for place in places.tolist()]
 
 
+def front_level(evaluated: Sequence[tuple[Arch, float]], prices: Prices, limit: float) -> float:
+    """How good a front is as a whole: the best accuracy within a budget, on average over all budgets up to `limit`.
+
+    The budgets begin at what the cheapest architecture of the space costs; where nothing scored meets one, its accuracy
+    is 0. That is the hypervolume of the front (Zitzler & Thiele 1998), pymoo's, under the point of no accuracy at the
+    limit, over the range of the budgets.
+
+    Args:
+        evaluated: everything that was scored, with accuracies 0 to 1.
+        prices: of the cost that the accuracy is held against.
+        limit: what the most expensive architecture costs, if that is less.
+    """
+    from pymoo.indicators.hv import HV
+
+    points = _points(evaluated, prices)
+    least = prices.total_of(prices.cheapest())
+    most = min(limit, prices.total_of(prices.dearest()))
+    if most <= least:  # every architecture costs the same
+        return max(0.0, float(-points[:, 0].min()))
+    return float(HV(ref_point=np.array([0.0, most]))(points)) / (most - least)
+
+
 def crowding(points: Floats) -> Floats:
     """Crowding distance of mutually non-dominated points [n, objectives]: infinite at the ends of each objective."""
     distance = np.zeros(len(points))

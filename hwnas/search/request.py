@@ -76,7 +76,7 @@ class SearchRequest:
         device: of torch, ``cpu`` or ``cuda``; which GPU is the `Ranks`' to say.
         baseline: searches at random under the same budgets too (method spos).
         front: 0 looks for the best net under its budgets; else for up to so many nets of the front of accuracy against
-            the first budget's cost (method spos, without a baseline).
+            the first budget's cost (method spos).
         notes: anything else to keep in run.toml, such as the latency table and its fingerprint.
     """
 
@@ -97,7 +97,7 @@ class SearchRequest:
     @property
     def has_baseline(self) -> bool:
         """Whether a random baseline is searched and fine-tuned beside."""
-        return self.method == "spos" and self.baseline and not self.front
+        return self.method == "spos" and self.baseline
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ def make_goal(request: SearchRequest, budgets: Sequence[Budget]) -> Goal:
     recipe["finetune"] = request.recipe.finetune.identity()
     digest.update(json.dumps([slot_identity(request), recipe, request.method]).encode())
     if request.front:
-        digest.update(f"front of {request.front}".encode())
+        digest.update(f"front of {request.front}, baseline: {request.has_baseline}".encode())
     return Goal(net_name(budgets), tuple(budgets), sampler, digest.hexdigest())
 
 

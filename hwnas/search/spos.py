@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from hwnas.errors import HwnasError
 from hwnas.progress import NullProgress, Progress, Task, duration
 from hwnas.runs import EvaluationLog, RunFolder
 from hwnas.search.evolution import Evolution, evolve
-from hwnas.search.pareto import best_spread, check_pymoo, front
+from hwnas.search.pareto import best_spread, check_pymoo, front, front_level
 from hwnas.search.random_search import random_search
 from hwnas.search.request import (
     METHODS,
@@ -99,12 +99,30 @@ def _names(run: RunFolder, goal: Goal, request: SearchRequest) -> list[str]:
     """Names of the goal's nets: one, or those of its front, of which the first knows how many there are."""
     if not request.front:
         return [goal.name]
-    size = run.net(_front_name(goal, 1)).result().get("front_size", 1)
-    return [_front_name(goal, place) for place in range(1, int(size) + 1)]
+    size = run.net(_front_name(goal.name, 1)).result().get("front_size", 1)
+    return [_front_name(goal.name, place) for place in range(1, int(size) + 1)]
 
 
-def _front_name(goal: Goal, place: int) -> str:
-    return f"{goal.name}-front-{place}"
+def _front_name(name: str, place: int) -> str:
+    return f"{name}-front-{place}"
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What one method found for one goal.
+
+    Attributes:
+        name: of its net, or what the names of its front begin with.
+        archs: one, or a front's, the cheapest first.
+        evaluated: how many it scored.
+        level: of a front, see `front_level`.
+    """
+
+    method: str
+    name: str
+    archs: tuple[Arch, ...]
+    evaluated: int
+    level: float | None = None
 
 
 class _Pipeline:
@@ -129,38 +147,45 @@ class _Pipeline:
         self._expect(open_goals)
         self._train()
         log = self.run.evaluations(self.shop.fingerprint())
-        choices: list[tuple[Goal, str, str, Arch, int]] = []
+        methods = [request.method, "random"] if request.has_baseline else [request.method]
         self.progress.stage("Search")
-        for goal in open_goals:
-            for method in [request.method, "random"] if request.has_baseline else [request.method]:
-                archs, evaluated = self._choose(goal, method, log)
-                for place, arch in enumerate(archs, 1):
-                    name = goal.name if method == request.method else f"{goal.name}-random"
-                    name = _front_name(goal, place) if request.front else name
-                    choices.append((goal, method, name, arch, evaluated))
+        choices = [[self._choose(goal, method, log) for method in methods] for goal in open_goals]
         self.progress.stage("Fine-tuning what was found")  # all choices are made: from here the test split may be read
-        for goal in open_goals:
-            mine = [choice for choice in choices if choice[0] is goal]
-            nets = [self._finish(goal, method, name, arch, n, log) for _, method, name, arch, n in reversed(mine)]
+        for goal, (mine, *rivals) in zip(open_goals, choices, strict=True):
+            beside = [net for rival in rivals for net in self._finish_all(goal, rival, log)]  # the baseline comes first
+            nets = self._finish_all(goal, mine, log)
+            told: dict[str, Any] = {"evaluated": sum(choice.evaluated for choice in (mine, *rivals))}
             if request.front:
-                self._tell_front(goal, nets)
-                continue
-            result = nets[-1]  # the baseline comes first
-            result["baseline"] = nets[0] if len(nets) > 1 else None
-            result["evaluated"] = sum(net["evaluations"] for net in nets)
-            self.run.net(goal.name).write_json("result.json", result)
+                told |= {"front_size": len(nets), "front_accuracy": mine.level}
+                told["baseline_front_accuracy"] = rivals[0].level if rivals else None
+            for net in reversed(nets):  # the first, which tells how many there are, comes last
+                told["baseline"] = self._rival(goal, net, beside)
+                self.run.net(net["net"]).write_json("result.json", {**net, **told})
 
-    def _tell_front(self, goal: Goal, nets: Sequence[dict[str, Any]]) -> None:
-        """Completes the results of a front; that of its first net, which tells how many there are, comes last."""
-        for place in itertools.count(len(nets) + 1):  # of an earlier, larger front
-            stale = self.run.net(_front_name(goal, place))
-            if not stale.path.is_dir():
-                break
-            for name in ("result.json", "verify.json"):
-                (stale.path / name).unlink(missing_ok=True)
-        for net in nets:
-            told = {"baseline": None, "evaluated": net["evaluations"], "front_size": len(nets)}
-            self.run.net(net["net"]).write_json("result.json", {**net, **told})
+    def _finish_all(self, goal: Goal, choice: _Choice, log: EvaluationLog) -> list[dict[str, Any]]:
+        """Fine-tunes, tests and writes what a method found; clears away what is left of an earlier, larger front."""
+        names = [choice.name]
+        if self.request.front:
+            names = [_front_name(choice.name, place) for place in range(1, len(choice.archs) + 1)]
+            for place in itertools.count(len(names) + 1):
+                stale = self.run.net(_front_name(choice.name, place))
+                if not stale.path.is_dir():
+                    break
+                for file in ("result.json", "verify.json"):
+                    (stale.path / file).unlink(missing_ok=True)
+        return [
+            self._finish(goal, choice.method, name, arch, choice.evaluated, log)
+            for name, arch in zip(names, choice.archs, strict=True)
+        ]
+
+    def _rival(self, goal: Goal, net: dict[str, Any], beside: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        """The baseline of a net: of a front's the one that scored best among those that cost no more, if any does."""
+        if not self.request.front:
+            return beside[0] if beside else None
+        prices = self._front_prices(goal)
+        cost = prices.total_of(tuple(net["genes"]))
+        within = [rival for rival in beside if prices.total_of(tuple(rival["genes"])) <= cost]
+        return max(within, key=lambda rival: float(rival["search_accuracy"]), default=None)
 
     def _expect(self, goals: Sequence[Goal]) -> None:
         """Says how long all this will take, from a few steps on a throw-away supernet."""
@@ -182,6 +207,8 @@ class _Pipeline:
         began = time.monotonic()
         list(evaluator.scores([genes] * shop.threads, shop.threads))
         evaluation_s = (time.monotonic() - began) / shop.threads / world
+        scoring = recipe.scoring
+        image_s = evaluation_s * world / (scoring.recalibrate_images + scoring.val_images)
         searches = len(goals) * (2 if self.request.has_baseline else 1)
         nets = searches * max(1, self.request.front)
         left = max(0, recipe.supernet.steps - self._done_steps())
@@ -191,6 +218,7 @@ class _Pipeline:
             f"supernet of {left} steps": left * step_s,
             f"scoring {scored} architectures": scored * evaluation_s,
             f"fine-tuning {nets} nets": nets * recipe.finetune.steps * step_s * scale,
+            f"testing them on {self.splits.last_count} images": nets * self.splits.last_count * image_s,
         }
         total = sum(parts.values())
         detail = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items())
@@ -203,11 +231,8 @@ class _Pipeline:
         self.ranks.order("supernet")
         self.shop.train(self._store(), MetricsLog(self.run.metrics))
 
-    def _choose(self, goal: Goal, method: str, log: EvaluationLog) -> tuple[list[Arch], int]:
-        """The best architecture that a method finds, or those of its front, and how many it scored.
-
-        Known scores are read from the log.
-        """
+    def _choose(self, goal: Goal, method: str, log: EvaluationLog) -> _Choice:
+        """The best architecture that a method finds, or those of its front. Known scores are read from the log."""
         space, settings = self.request.space, evolution_settings(self.request)
 
         def evaluate(archs: list[Arch], task: Task) -> list[float]:
@@ -220,7 +245,7 @@ class _Pipeline:
 
         with self.progress.start(settings.evaluations, f"{method} for {goal.text}") as task:
             search_method = SEARCHES[method]
-            if self.request.front:
+            if self.request.front and method == self.request.method:
                 prices = self._front_prices(goal)
                 search_method = partial(evolve, select=lambda book, count: best_spread(book, prices, count))
             result = search_method(
@@ -232,10 +257,13 @@ class _Pipeline:
             )
         if not result.complete:
             self.progress.note(f"{method} for {goal.text}: {result.message}")
-        found = [result.best]
-        if self.request.front:
-            found = front(result.evaluated, self._front_prices(goal), self.request.front)
-        return found, len(result.evaluated)
+        name = goal.name if method == self.request.method else f"{goal.name}-random"
+        done = len(result.evaluated)
+        if not self.request.front:
+            return _Choice(method, name, (result.best,), done)
+        prices = self._front_prices(goal)
+        level = front_level(result.evaluated, prices, goal.budgets[0].limit)
+        return _Choice(method, name, tuple(front(result.evaluated, prices, self.request.front)), done, level)
 
     def _front_prices(self, goal: Goal) -> Prices:
         """What the accuracy of a front is held against: the first budget's cost."""

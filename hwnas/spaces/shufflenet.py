@@ -3,6 +3,10 @@
 Four choices a slot, all of the ShuffleNetV2 kind: ``choice_3``, ``choice_5`` and ``choice_7`` are its block with that
 kernel, ``choice_x`` has three depthwise convolutions of kernel 3, as Xception has. Widths and strides are those of the
 paper's table 1, blocks those of the published code (megvii-model/SinglePathOneShot, `blocks.py`, `network.py`).
+
+In the small space a block of stride 1 may be left out too, as in the other spaces that the paper searches (its table
+5). On small images most of a block's time is what all four have: shuffle, split, concatenation, the calls of three
+convolutions. Without a skip the cheapest net would cost 70% of the dearest, and hardly a latency budget would bind.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from hwnas.network import NetworkBuilder
 from hwnas.ops import Op, Shape
 from hwnas.spaces.base import Family
 from hwnas.spaces.chain import Block, ChainSpace, ConvSpec, NetSpec, Stage, slots_of, wire_chain
+from hwnas.spaces.mobile import SKIP
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +96,16 @@ class ShuffleBlock(Block):
 
 @dataclass(frozen=True, slots=True)
 class ShuffleTable:
-    """A space of this family: the stem's width and stride, the stages, the width of the head."""
+    """A space of this family: the stem's width and stride, the stages, the width of the head.
+
+    With `skips` blocks of stride 1 may be left out.
+    """
 
     stem: int
     stem_stride: int
     stages: tuple[Stage, ...]
     head: int
+    skips: bool = False
 
 
 SPOS_SHUFFLENET = ShuffleTable(
@@ -110,10 +119,11 @@ SPOS_SHUFFLENET = ShuffleTable(
 SPOS_SHUFFLENET_TINY = ShuffleTable(
     stem=16,
     stem_stride=1,
-    stages=(Stage(48, 3, 2), Stage(96, 4, 2), Stage(192, 3, 2)),
-    head=512,
+    stages=(Stage(32, 4, 2), Stage(64, 8, 2), Stage(128, 4, 2)),
+    head=256,
+    skips=True,
 )
-"""The same blocks and choices for images of 28 to 64 pixels."""
+"""The same blocks for images of 28 to 64 pixels: 16 slots, of which 13 can be skipped."""
 
 
 def frame_of(table: ShuffleTable, input_shape: Shape, num_classes: int) -> NetSpec:
@@ -130,7 +140,7 @@ def frame_of(table: ShuffleTable, input_shape: Shape, num_classes: int) -> NetSp
 
 
 def _space(table: ShuffleTable, name: str, input_shape: Shape, num_classes: int) -> ChainSpace:
-    slots = [_choices(*slot) for slot in slots_of(table.stages, table.stem)]
+    slots = [_choices(*slot, skips=table.skips) for slot in slots_of(table.stages, table.stem)]
     return ChainSpace(name, frame_of(table, input_shape, num_classes), slots, supernet_affine=False)
 
 
@@ -143,8 +153,11 @@ def choice_block(kind: str, cin: int, cout: int, mid: int, stride: int) -> Shuff
     return ShuffleBlock(3 if kind == "x" else int(kind), cin, cout, mid, stride, xception=kind == "x")
 
 
-def _choices(cin: int, cout: int, stride: int) -> dict[str, Block | None]:
-    return {f"choice_{kind}": choice_block(kind, cin, cout, cout // 2, stride) for kind in KINDS}
+def _choices(cin: int, cout: int, stride: int, *, skips: bool) -> dict[str, Block | None]:
+    choices: dict[str, Block | None] = {
+        f"choice_{kind}": choice_block(kind, cin, cout, cout // 2, stride) for kind in KINDS
+    }
+    return choices | {SKIP: None} if skips and stride == 1 else choices
 
 
 FAMILIES = {

@@ -108,6 +108,7 @@ class DataSplits:
         train, val: disjoint; `val` chooses architectures.
         normalisation: of the train split.
         test_loader: reads the test split, None where the source has none.
+        test_counter: about how many images that has, unread.
         skipped: files that could not be read, at most 1% of them.
     """
 
@@ -116,6 +117,7 @@ class DataSplits:
     val: Images
     normalisation: Normalisation
     test_loader: Callable[[], Images] | None
+    test_counter: Callable[[], int] | None = None
     skipped: tuple[str, ...] = field(default=())
 
     @property
@@ -137,6 +139,11 @@ class DataSplits:
     def has_test(self) -> bool:
         """There is a test split to load."""
         return self.test_loader is not None
+
+    @property
+    def last_count(self) -> int:
+        """About how many images a finished net is tested on: of the test split, or of `val` where there is none."""
+        return self.test_counter() if self.test_counter else len(self.val)
 
     def load_test(self) -> Images:
         """Reads the test split. Call it once, when all choices are made.
@@ -198,7 +205,8 @@ def load_data(
     else:
         train, val = split_validation(train, source.info.class_names, seed=seed)
     loader = (lambda: source.read("test", skip)) if source.has("test") else None
-    return DataSplits(source.info, train, val, Normalisation.of(train.images), loader, tuple(skipped))
+    counter = (lambda: source.count("test")) if source.has("test") else None
+    return DataSplits(source.info, train, val, Normalisation.of(train.images), loader, counter, tuple(skipped))
 
 
 def split_validation(data: Images, class_names: tuple[str, ...], *, seed: int) -> tuple[Images, Images]:
@@ -211,7 +219,10 @@ def split_validation(data: Images, class_names: tuple[str, ...], *, seed: int) -
     counts = np.bincount(labels, minlength=len(class_names))
     if counts.min() < 2:
         lonely = class_names[int(counts.argmin())]
-        raise HwnasError(f"class {lonely!r} has {counts.min()} image(s): it needs 2 or more, one for validation")
+        raise HwnasError(
+            f"class {lonely!r} has {counts.min()} image(s): it needs 2 or more, one for validation: add some, or give "
+            "the data a validation split of its own"
+        )
     wanted = min(VAL_LIMIT, int(VAL_FRACTION * len(labels)))
     chosen = balanced_subset(labels, max(wanted, len(class_names)), seed=seed, at_most=0.5)
     rest = np.setdiff1d(np.arange(len(labels)), chosen, assume_unique=True)

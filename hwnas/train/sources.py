@@ -39,6 +39,10 @@ class Source(ABC):
         """The source has this split of its own: train, val or test."""
 
     @abstractmethod
+    def count(self, split: str) -> int:
+        """About how many images a split has, without looking at them."""
+
+    @abstractmethod
     def read(self, split: str, on_skip: OnSkip) -> Images:
         """The images of a split; `on_skip` is told of files that cannot be read."""
 
@@ -61,6 +65,9 @@ class FashionMnist(Source):
 
     def has(self, split: str) -> bool:
         return split in FASHION_FILES
+
+    def count(self, split: str) -> int:
+        return len(_read_idx(_idx_file(fashion_mnist_folder(), f"{FASHION_FILES[split]}-labels-idx1-ubyte")))
 
     def read(self, split: str, on_skip: OnSkip) -> Images:
         del on_skip  # two files, no images that could be skipped
@@ -152,6 +159,9 @@ class Folder(Source):
 
     def has(self, split: str) -> bool:
         return (self.root / split).is_dir()
+
+    def count(self, split: str) -> int:
+        return sum(path.suffix.lower() in SUFFIXES for path in (self.root / split).rglob("*"))
 
     def read(self, split: str, on_skip: OnSkip) -> Images:
         files, labels = [], []
@@ -289,6 +299,9 @@ class Torchvision(Source):
 
     def has(self, split: str) -> bool:
         return split != "val" or self.has_val
+
+    def count(self, split: str) -> int:
+        return len(self._train if split == "train" else self._open(split))
 
     def read(self, split: str, on_skip: OnSkip) -> Images:
         del on_skip  # torchvision raises where it cannot read

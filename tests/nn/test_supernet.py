@@ -106,7 +106,7 @@ def test_what_a_slice_leaves_out_is_not_moved_by_decay_and_momentum(kind: str) -
     if kind == "sgd":
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     net.guard(optimizer)
-    wide, narrow = ([8 * (slot % 4) + width for slot in range(10)] for width in (6, 1))
+    wide, narrow = ([8 * (slot % 4) + width for slot in range(len(SLICED.slots))] for width in (6, 1))
 
     def step(genes: list[int]) -> None:
         optimizer.zero_grad()
@@ -136,16 +136,16 @@ def test_what_a_slice_leaves_out_is_not_moved_by_decay_and_momentum(kind: str) -
 
 def test_slices_are_views_of_the_shared_weights() -> None:
     net = SLICED.supernet()
-    narrow = net.path([0] * 10)[1]
+    narrow = net.path([0] * len(SLICED.slots))[1]
     conv = narrow.wide.main.expand.conv
     seen = []
     original = torch.nn.functional.conv2d
     try:
         torch.nn.functional.conv2d = lambda x, weight, *args: seen.append(weight) or original(x, weight, *args)
-        narrow(torch.randn(1, 48, 8, 8))
+        narrow(torch.randn(1, 32, 8, 8))
     finally:
         torch.nn.functional.conv2d = original
-    assert seen[0].shape == (4, 24, 1, 1)
+    assert seen[0].shape == (3, 16, 1, 1)
     assert seen[0].untyped_storage().data_ptr() == conv.weight.untyped_storage().data_ptr()
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from hwnas.budget import parse_budget
 from hwnas.costs import Cost, Prices, macs_cost, params_cost
 from hwnas.errors import ClaimError
 from hwnas.search.feasible import FeasibleSampler
@@ -163,11 +164,15 @@ def test_nothing_feasible_names_the_cheapest() -> None:
         FeasibleSampler([cost], [0.1], space="proxyless-tiny")
     assert str(error.value) == (
         "no architecture of proxyless-tiny meets latency <= 0.1 ms: "
-        "the cheapest predicted is 0.31 ms (upper end 0.33 ms)"
+        "the cheapest predicted is 0.31 ms (upper end 0.33 ms), so give 0.33 ms or more"
     )
     macs = macs_cost(get_space("proxyless-tiny"))
-    with pytest.raises(ClaimError, match=r"meets macs <= 1M: the cheapest predicted is 1\.468M$"):
+    with pytest.raises(ClaimError, match=r"meets macs <= 1M: the cheapest predicted is 1\.468M, so give") as error:
         FeasibleSampler([macs], [1e6])
+    said = str(error.value).rpartition("so give ")[2].removesuffix(" or more")
+    limit = parse_budget("macs", said)[0].value  # what it says can be typed, and is enough
+    assert limit < 1.001 * macs.prices.total_of(macs.prices.cheapest())
+    assert FeasibleSampler([macs], [limit]).count >= 1
 
 
 def test_budgets_that_exclude_each_other_say_so() -> None:

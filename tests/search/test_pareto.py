@@ -14,13 +14,13 @@ from tiny_fashion import write_fashion_mnist
 from tiny_images import write_dataset
 
 from hwnas.budget import Budget
-from hwnas.costs import macs_cost
+from hwnas.costs import Prices, macs_cost
 from hwnas.errors import RuntimeMissing
 from hwnas.progress import NullProgress
 from hwnas.runs import RunFolder
 from hwnas.search.evolution import Evolution, evolve
 from hwnas.search.feasible import FeasibleSampler
-from hwnas.search.pareto import best_spread, crowding, front
+from hwnas.search.pareto import best_spread, crowding, front, front_level
 from hwnas.search.spos import SearchRequest, search
 from hwnas.spaces import Arch, get_space
 from hwnas.train.recipe import Recipe
@@ -67,6 +67,21 @@ def test_nothing_scored_dominates_a_net_of_the_front_and_the_ends_are_there() ->
     assert max(known, key=known.__getitem__) == whole[-1]
 
 
+def test_the_level_of_a_front_is_the_mean_over_budgets_of_the_best_that_meets_one() -> None:
+    sampler, rng, limit = FeasibleSampler([MACS], [5e6]), np.random.default_rng(1), 5e6
+    archs = [Arch(SPACE.name, tuple(row)) for row in sampler.sample(60, rng).tolist()]
+    pairs = [(arch, float(rng.random())) for arch in archs]
+    costs = MACS.prices.total(np.array([arch.genes for arch in archs]))
+    budgets = np.linspace(MACS.prices.total_of(MACS.prices.cheapest()), limit, 20001)
+    best = [max((s for (_, s), cost in zip(pairs, costs, strict=True) if cost <= b), default=0.0) for b in budgets]
+    assert front_level(pairs, MACS.prices, limit) == pytest.approx(np.mean(best), abs=1e-3)
+    dearest = MACS.prices.total_of(MACS.prices.dearest())
+    assert front_level(pairs, MACS.prices, 1e12) == front_level(pairs, MACS.prices, dearest)
+    assert front_level(pairs[:1], MACS.prices, limit) < front_level(pairs, MACS.prices, limit)
+    free = Prices.of(1.0, [[0.0] * len(choices) for choices in SPACE.slots])
+    assert front_level(pairs, free, limit) == max(score for _, score in pairs)
+
+
 def test_crowding() -> None:
     points = np.array([[0.0, 3.0], [1.0, 2.0], [2.0, 1.5], [4.0, 0.0]])
     assert crowding(points).tolist() == [np.inf, 2 / 4 + 1.5 / 3, 3 / 4 + 2 / 3, np.inf]
@@ -103,7 +118,7 @@ def test_the_nets_of_a_front_are_found_nets_of_the_run(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", train=12, test=2)
     request = SearchRequest(SPACE, f"folder:{data}", [[BUDGET]], {"macs": MACS}, RECIPE, tmp_path / "run", front=3)
     outcome = search(request, NullProgress())
-    assert outcome.evaluated == 12
+    assert outcome.evaluated == 24
     assert 1 <= len(outcome.results) <= 3
     names = [f"macs-5M-front-{place}" for place in range(1, len(outcome.results) + 1)]
     assert [result["net"] for result in outcome.results] == names
@@ -112,8 +127,25 @@ def test_the_nets_of_a_front_are_found_nets_of_the_run(tmp_path: Path) -> None:
     assert macs == sorted(macs)
     assert found == sorted(found)
     assert macs[-1] <= 5e6
+    run = RunFolder.open(tmp_path / "run")
+    beside = [net for net in run.nets() if "-random-front-" in net.name]
+    assert 1 <= len(beside) <= 3
+    for result in outcome.results:
+        within = [net for net in beside if net.result()["macs"] <= result["macs"]]
+        assert (result["baseline"] is None) == (not within)
+        if within:
+            best = max(within, key=lambda net: net.result()["search_accuracy"])
+            assert result["baseline"]["search_accuracy"] == best.result()["search_accuracy"]
+            assert result["baseline"]["accuracy"] is not None
+        levels = {result["front_accuracy"], result["baseline_front_accuracy"]}
+        assert levels == {outcome.results[0]["front_accuracy"], outcome.results[0]["baseline_front_accuracy"]}
+        assert all(0 < level < 1 for level in levels)
     assert {result["net"] for result in RunFolder.open(tmp_path / "run").results()} == set(names)
     assert search(request, NullProgress()).results == outcome.results
+    alone = replace(request, baseline=False, out=tmp_path / "alone")
+    for result in search(alone, NullProgress()).results:
+        assert (result["baseline"], result["baseline_front_accuracy"], result["evaluated"]) == (None, None, 12)
+        assert result["front_accuracy"] == outcome.results[0]["front_accuracy"]
     larger = tmp_path / "run" / "nets" / f"macs-5M-front-{len(names) + 1}"  # as an earlier search may have left it
     shutil.copytree(tmp_path / "run" / "nets" / names[-1], larger)
     search(replace(request, front=2), NullProgress())

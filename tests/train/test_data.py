@@ -74,6 +74,7 @@ def test_the_test_split_is_read_only_when_it_is_asked_for(tmp_path: Path) -> Non
         file.write_bytes(b"nobody may look at this")
     splits = load_data(f"folder:{tmp_path}")
     assert splits.has_test
+    assert splits.last_count == 6
     with pytest.raises(HwnasError, match=r"6 of 6 images .* cannot be read"):
         splits.load_test()
 
@@ -81,6 +82,7 @@ def test_the_test_split_is_read_only_when_it_is_asked_for(tmp_path: Path) -> Non
 def test_without_a_test_folder_it_says_so(tmp_path: Path) -> None:
     splits = load_data(f"folder:{write_dataset(tmp_path, test=0)}")
     assert not splits.has_test
+    assert splits.last_count == len(splits.val)
     with pytest.raises(HwnasError, match="add a test/ folder"):
         splits.load_test()
 
@@ -155,7 +157,7 @@ def test_torchvision_sets_with_a_split_argument(tmp_path: Path) -> None:
         splits = load_data(f"torchvision:SVHN:{tmp_path}", image_size=28)
         assert splits.train.images.shape == (30, 3, 28, 28)
         assert len(splits.val) == 10
-        assert len(splits.load_test()) == 10
+        assert splits.last_count == len(splits.load_test()) == 10
     finally:
         datasets.SVHN._check_integrity = original
 
@@ -175,7 +177,7 @@ def test_fashion_mnist_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
         write_idx(tmp_path / f"{stem}-labels-idx1-ubyte.gz", (np.arange(count) % 10).astype(np.uint8))
     splits = load_data("fashion-mnist")
     assert splits.train.images.shape == (90, 3, 28, 28)
-    assert len(splits.load_test()) == 20
+    assert splits.last_count == len(splits.load_test()) == 20
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"\x1f\x8b torn")
     with pytest.raises(HwnasError, match="is damaged"):
         splits.load_test()
