@@ -27,6 +27,7 @@ from evidence import (
     changed,
     interval_text,
     run_part,
+    save,
     table,
     verdict,
 )
@@ -197,12 +198,6 @@ def legend(axes: Axes, space: AtomSpace) -> None:
     """Which colour is which kernel."""
     patches = [Rectangle((0, 0), 1, 1, color=COLOURS[kernel]) for kernel in space.kernels]
     axes.legend(patches, [f"{kernel}x{kernel}" for kernel in space.kernels], fontsize=7)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes a picture and says where."""
-    figure.savefig(path, dpi=150)
-    print(f"  drawn: {path}", flush=True)
 
 
 # -- shrinking -----------------------------------------------------------------------------------------------------

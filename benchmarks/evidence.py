@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import tomli_w
+from matplotlib.figure import Figure
 from scipy.stats import t
 
 from hwnas.runs import NetFolder, RunFolder, read_json
@@ -246,6 +247,12 @@ def against_width(bench: Bench, method: str, space: str, budgets: Budgets, recip
           f"{'kept' if most <= 0.1 else 'BROKEN'})", flush=True)  # fmt: skip
     typed = " ".join(f"--{cost} {text}" for cost, text in budgets.items())
     no_worse(f"{method} no worse than the width multiplier, {typed}", *map(accuracies, found.values()))
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a picture and says where."""
+    figure.savefig(path, dpi=150)
+    print(f"  drawn: {path}", flush=True)
 
 
 # -- the command line of a script ----------------------------------------------------------------------------------

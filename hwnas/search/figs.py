@@ -106,11 +106,14 @@ class GateWork(Work):
             net, seconds = self._retrain(folder, f"{name}-retrain", plain, self.request.recipe.finetune)
             shares = training.landing.shares() if training.landing is not None and goal.limits else None
             landing = asdict(training.landing) if training.landing is not None else None
+            scores: list[float] = []
         else:
-            widths, net, seconds = self._baseline(goal, folder, name)
+            widths, net, seconds, scores = self._baseline(goal, folder, name)
             shares = landing = None
         result = self._tested(goal, folder, widths, net)
         more = {"reduction": shares, "landing": landing, "training_seconds": seconds}
+        if scores:
+            more["search_accuracies"] = scores
         folder.write_json("result.json", {**result, **more})
         for path in self.run.checkpoints.glob(f"{name}*"):
             path.unlink(missing_ok=True)
@@ -203,8 +206,11 @@ class GateWork(Work):
         rows = [MetricsLog(folder.path / name).rows() for name in ("metrics.csv", "retrain.csv")]
         return sum(float(found[-1][3]) for found in rows if found)
 
-    def _baseline(self, goal: AtomGoal, folder: NetFolder, name: str) -> tuple[Widths, nn.Module, float]:
-        """The net of a baseline, trained as long as both phases; of several random ones the best by validation."""
+    def _baseline(self, goal: AtomGoal, folder: NetFolder, name: str) -> tuple[Widths, nn.Module, float, list[float]]:
+        """The net of a baseline, trained as long as both phases; of several random ones the best by validation.
+
+        Also how long all trainings took, and the validation accuracies of several.
+        """
         from hwnas.train.evaluate import accuracy
         from hwnas.train.loop import step_rng, torch_generator
         from hwnas.train.recalibrate import recalibrate
@@ -216,7 +222,7 @@ class GateWork(Work):
         else:
             found = [random_arch(self.space, goal.limits, request.seed, n) for n in range(recipe.gates.random_nets)]
         best: tuple[float, Widths, nn.Module] | None = None
-        seconds, scores = 0.0, []
+        seconds, scores = 0.0, list[float]()
         for number, widths in enumerate(found):
             generator = torch_generator(step_rng(request.seed, "weights", number))
             net = self.space.build(AtomArch(self.space.name, widths), generator=generator)
@@ -230,7 +236,7 @@ class GateWork(Work):
             if best is None or scores[-1] > best[0]:
                 best = (scores[-1] if scores else 0.0, widths, net)
         assert best is not None
-        return best[1], best[2], seconds
+        return best[1], best[2], seconds, scores
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
