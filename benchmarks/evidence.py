@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import tomli_w
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy.stats import t
 
 from hwnas.runs import NetFolder, RunFolder, read_json
@@ -76,7 +77,7 @@ class Bench:
         work: where their runs are kept.
         lut: the table; what it lacks of a space is measured first.
         threads: of torch.
-        quick: two seeds of a few steps, to see that a script works.
+        quick: two seeds of a few steps on a few images of noise, to see that a script works.
     """
 
     work: Path
@@ -89,6 +90,11 @@ class Bench:
     def seeds(self) -> range:
         """Each pair is of one seed: of weights, order, augmentation and validation split."""
         return range(QUICK_SEEDS if self.quick else SEEDS)
+
+    @property
+    def data(self) -> str:
+        """As typed."""
+        return f"folder:{noise(self.work / 'noise')}" if self.quick else "fashion-mnist"
 
     def steps(self, full: int) -> int:
         """So many, or a few."""
@@ -106,8 +112,8 @@ class Bench:
         kind = "-".join([method, space, *(word.lstrip("-") for word in given)]).replace(":", "-").replace("%", "pct")
         run = self.work / f"{kind}-{file.stem}-s{seed}"
         if not (run / "results.json").is_file():
-            self.command("search", "--method", method, "--space", space, *given, "--lut", self.lut, "--seed", seed,
-                         "--recipe", file, "--train-threads", self.threads, "--out", run)  # fmt: skip
+            self.command("search", "--method", method, "--space", space, "--data", self.data, *given, "--lut", self.lut,
+                         "--seed", seed, "--recipe", file, "--train-threads", self.threads, "--out", run)  # fmt: skip
         found = self.verified(run)
         print(f"  {method:14} {space:20} {' '.join(given):18} seed {seed}: {line_of(found)}", flush=True)
         return found
@@ -161,6 +167,19 @@ def changed(name: str, **parts: Mapping[str, Any]) -> Recipe:
     for part, values in parts.items():
         data[part] = {**(data[part] or {}), **values}
     return recipe_from(data, name)
+
+
+def noise(folder: Path) -> Path:
+    """Images of ten classes, all of them noise."""
+    if not (folder / "test/9/3.png").is_file():  # the last one
+        rng = np.random.default_rng(0)
+        for split, count in (("train", 16), ("val", 4), ("test", 4)):
+            for label in range(10):
+                (folder / split / str(label)).mkdir(parents=True, exist_ok=True)
+                for number in range(count):
+                    pixels = rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(folder / split / str(label) / f"{number}.png")
+    return folder
 
 
 def gist(words: object) -> str:
