@@ -111,7 +111,7 @@ class GateWork(Work):
             widths, net, seconds, scores = self._baseline(goal, folder, name)
             shares = landing = None
         result = self._tested(goal, folder, widths, net)
-        more = {"reduction": shares, "landing": landing, "training_seconds": seconds}
+        more: dict[str, Any] = {"reduction": shares, "landing": landing, "training_seconds": seconds}
         if scores:
             more["search_accuracies"] = scores
         folder.write_json("result.json", {**result, **more})
