@@ -156,7 +156,8 @@ def architectures(bench: Bench) -> None:
         mixed = [sum(all(row) for row in widths_of(net)) for net in nets]
         print(f"  blocks with all kernel sizes, by seed: {mixed} of {len(space.full)}")
     ours, equal = found["atomnas"], found["atomnas-equal"]
-    draw_architecture(ours[0], bench.work / "figure5.png")
+    for method, nets in found.items():
+        draw_architecture(nets[0], bench.work / f"figure5-{method}.png")
     draw_shares({"by cost": ours[0], "equal penalties": equal[0]}, bench.work / "figure6.png")
     early, late = ([kept(net, early=first) for net in ours] for first in (True, False))
     verdict("by cost: a larger share of the atoms of later blocks is kept than of earlier ones", late, early)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import signal
 import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -288,6 +290,7 @@ def run_part(doc: str, parts: Mapping[str, Callable[[Bench], None]], work: Path)
     options = parser.parse_args()
     folder = options.work / "quick" if options.quick else options.work
     folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # takes the running command along
     began = time.monotonic()
     parts[options.part](Bench(folder, options.lut or folder / "cpu.lut", options.threads, options.quick))
     print(f"took {time.monotonic() - began:.0f} s")
