@@ -15,16 +15,16 @@ side of zero, else it is reported as not seen. Trainings are kept in --work and 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import kendalltau, t
+from evidence import gist, mean_interval, verdict
+from scipy.stats import kendalltau
 
 from hwnas.costs import Cost, bitops_cost, macs_cost
 from hwnas.nn.blocks import chain_net
@@ -167,29 +167,10 @@ class Bench:
         return found
 
 
-def gist(words: object) -> str:
-    """A short name of what a training depends on."""
-    return hashlib.blake2b(repr(words).encode(), digest_size=5).hexdigest()
-
-
 def limit() -> float:
     """The budget in MACs."""
     low, high = (MACS.prices.total_of(genes) for genes in (MACS.prices.cheapest(), MACS.prices.dearest()))
     return low + BUDGET * (high - low)
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and its 95% interval by Student's t."""
-    data = np.asarray(values)
-    half = float(t.ppf(0.975, len(data) - 1) * data.std(ddof=1) / len(data) ** 0.5)
-    return float(data.mean()), float(data.mean()) - half, float(data.mean()) + half
-
-
-def verdict(pattern: str, better: Sequence[float], worse: Sequence[float]) -> None:
-    """Prints the mean difference, in points, and whether the pattern, a positive one, is seen."""
-    mean, low, high = mean_interval(np.subtract(better, worse).tolist())
-    print(f"{pattern}: {mean:+.2f} points (95%: {low:+.2f} to {high:+.2f}, {len(better)} seeds): "
-          f"{'seen' if low > 0 else 'NOT SEEN'}", flush=True)  # fmt: skip
 
 
 def evolution(bench: Bench) -> None:

@@ -26,8 +26,9 @@ from hwnas.latency.build import build_table
 from hwnas.latency.table import MeasuredNetwork
 from hwnas.measure.statistics import Estimate
 from hwnas.progress import NullProgress
-from hwnas.spaces import get_space
+from hwnas.spaces import AtomSpace, find_space, get_space
 from hwnas.spaces.base import Arch
+from hwnas.train.recipe import load_recipe
 
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -75,7 +76,7 @@ def test_a_search_of_known_nets_is_counted_up_to_the_optimum(tmp_path: Path, met
 def test_the_evidence_of_spos_compares_at_equal_cost_and_says_what_is_not_seen(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    evidence = script("spos_evidence")
+    shared, evidence = script("evidence"), script("spos_evidence")
     for kind in "357x":
         net = evidence.rescaled(kind)
         assert evidence.blocks_of(net, "spos-channels-tiny") == kind * len(net.blocks)
@@ -84,12 +85,103 @@ def test_the_evidence_of_spos_compares_at_equal_cost_and_says_what_is_not_seen(
         assert len(others) == 3
         assert all(evidence.FLOOR * evidence.limit() <= o.network().macs <= evidence.limit() for o in others)
     # the t of 4 degrees of freedom is 2.776: 2 +- 2.776 * sqrt(2.5 / 5)
-    assert evidence.mean_interval([0, 1, 2, 3, 4]) == pytest.approx((2.0, 2 - 1.963, 2 + 1.963), abs=1e-3)
+    assert shared.mean_interval([0, 1, 2, 3, 4]) == pytest.approx((2.0, 2 - 1.963, 2 + 1.963), abs=1e-3)
     evidence.verdict("a", [3.0, 4.0, 5.0], [1.0, 2.1, 2.9])
     evidence.verdict("b", [3.0, 4.0, 5.0], [1.0, 5.1, 2.9])
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("a: +2.00 points (95%: +1.75 to +2.25, 3 seeds): seen")
     assert said[1].endswith("NOT SEEN")
+    shared.no_worse("c", [80.0, 80.5, 80.7], [80.5, 81.0, 81.1])
+    shared.no_worse("d", [80.0, 82.0, 80.7], [80.5, 81.0, 81.1])
+    shared.no_worse("e", [80.0, 80.5, 79.0], [82.0, 81.0, 81.1])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("c, less 1 point: -0.47 points")
+    assert [line.partition("seeds): ")[2] for line in said] == [
+        "the mean holds, the interval: seen",
+        "the mean holds, the interval: NOT SEEN",
+        "the mean FAILS, the interval: NOT SEEN",
+    ]
+
+
+def found_run(run: Path, *, measured_ms: float = 0.5, alive: float = 0.5) -> None:
+    """A finished, verified run of atomnas-tiny: its files, with figures that are known."""
+    net = run / "nets/macs-50pct"
+    net.mkdir(parents=True)
+    (run / "run.toml").write_text("format = 1\n")
+    (run / "results.json").write_text("{}")
+    rows = [[int(alive * n) for n in row] for row in get_atoms().full]
+    arch = {"space": "atomnas-tiny", "input_shape": [3, 28, 28], "num_classes": 10, "widths": rows}
+    figures = {"accuracy": 0.8, "macs": 8_000_000, "params": 300_000, "training_seconds": 5.0, "baseline": None}
+    shares = {"controller": 0.97, "projection": 0.03}
+    (net / "result.json").write_text(json.dumps({**figures, "arch": arch, "reduction": shares}))
+    (net / "verify.json").write_text(json.dumps({"measured_ms": measured_ms}))
+    (net / "metrics.csv").write_text("step,loss,lr,seconds\n5,2,0.1,1.0\n10,1,0.1,1.5\n")
+    looks = [{"step": 4, "macs": 10e6}, {"step": 8, "macs": 8e6}]
+    (net / "atoms.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
+
+
+def get_atoms() -> AtomSpace:
+    space = find_space("atomnas-tiny", image_size=28, num_classes=10)
+    assert isinstance(space, AtomSpace)
+    return space
+
+
+def test_evidence_reads_what_is_finished_and_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared, atoms = script("evidence"), script("atomnas_evidence")
+    monkeypatch.setattr(shared, "HWNAS", tmp_path / "absent")
+    bench = shared.Bench(tmp_path, tmp_path / "t.lut", 1, quick=True, profiled={"atomnas-tiny"})
+    recipe = atoms.recipe(bench)
+    run = tmp_path / f"atomnas-atomnas-tiny-macs-50pct-{bench.recipe_file(recipe).stem}-s0"
+    found_run(run)
+    net = bench.find("atomnas", "atomnas-tiny", {"macs": "50%"}, recipe, 0)
+    assert (net.accuracy, net.measured_ms, net.macs, net.params) == (80.0, 0.5, 8_000_000, 300_000)
+    assert "80.00%, 0.5000 ms, 8.00M MACs, 0.300M params, trained 5 s, reduced 97.0% by the controller" in (
+        capsys.readouterr().out
+    )
+    for other in ({"macs": "40%"}, {"latency": "50%"}):
+        with pytest.raises(FileNotFoundError):
+            bench.find("atomnas", "atomnas-tiny", other, recipe, 0)
+    for seed, again in ((1, recipe), (0, atoms.recipe(bench, delta=0.5))):
+        with pytest.raises(FileNotFoundError):
+            bench.find("atomnas", "atomnas-tiny", {"macs": "50%"}, again, seed)
+    full = get_atoms().network(get_atoms().supernet_arch).macs
+    assert atoms.macs_by_step(net).tolist() == [full] * 4 + [10e6] * 4 + [8e6] * 2
+    assert atoms.step_times(net) == ([10], [pytest.approx(100.0)])
+    assert atoms.kept(net, early=True) == pytest.approx(50, abs=1)
+    found_run(tmp_path / "slower", measured_ms=0.6, alive=0.25)
+    slower = bench.verified(tmp_path / "slower")
+    assert atoms.kept(slower, early=False) == pytest.approx(25, abs=1)
+    shared.at_one_latency([net, net], [slower, slower])
+    shared.at_one_latency([net, net], [net, net])
+    said = capsys.readouterr().out.splitlines()
+    assert "-16.7%" in said[0]
+    assert "NOT THE SAME" in said[0]
+    assert said[1].endswith(": the same within 5%")
+    for draw, nets in ((atoms.draw_architecture, net), (atoms.draw_shares, {"a": net, "b": slower})):
+        draw(nets, tmp_path / "drawn.png")
+        assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
+        (tmp_path / "drawn.png").unlink()
+
+
+def test_recipes_of_evidence_are_those_that_ship_in_proportion(tmp_path: Path) -> None:
+    shared = script("evidence")
+    bench = shared.Bench(tmp_path, tmp_path / "t.lut", 1)
+    atoms, figs = script("atomnas_evidence"), script("figs_evidence")
+    short, whole = atoms.recipe(bench), load_recipe("atomnas")
+    share = atoms.STEPS / whole.supernet.steps
+    assert short.supernet.steps == atoms.STEPS
+    assert short.atoms.check_steps / whole.atoms.check_steps == pytest.approx(share, rel=0.1)
+    assert (1 - whole.atoms.ema_decay) / (1 - short.atoms.ema_decay) == pytest.approx(share, rel=0.1)
+    assert short.train is not None
+    assert short.train.steps == atoms.STEPS
+    one, fifth = figs.recipe(bench), figs.recipe(bench, 20)
+    assert (one.supernet.steps, one.finetune.steps) == (figs.STEPS, figs.STEPS)
+    assert (fifth.supernet.steps, fifth.finetune.steps) == (figs.STEPS // 5, figs.STEPS)
+    assert one.gates.lr == fifth.gates.lr
+    assert bench.recipe_file(one) != bench.recipe_file(fifth)
+    assert load_recipe(bench.recipe_file(fifth)) == fifth
 
 
 @pytest.mark.slow

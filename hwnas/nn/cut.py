@@ -265,8 +265,11 @@ class _Surgery:
         value = self.readable.reading.values.get(node.name)
         if isinstance(value, Value) and node.op != "placeholder" and not self.left.lives(value.ref):
             return
-        arguments = [one for one in node.all_input_nodes if one in self.made]
         merged = _is_merge(node, value, self.readable.channels)
+        # a part that is lined up twice is twice there, and once among all input nodes
+        parts = node.args[0] if merged == "concat" else node.all_input_nodes
+        assert isinstance(parts, list | tuple)
+        arguments = [one for one in parts if isinstance(one, fx.Node) and one in self.made]
         if merged is not None and len(arguments) == 1:
             self.made[node] = self.shifted.get(arguments[0], self.made[arguments[0]])
             return
@@ -277,15 +280,13 @@ class _Surgery:
             self._shift(step, one)
 
         def current(one: fx.Node) -> fx.Node:
-            if one not in self.made and merged == "concat":
-                return one  # taken out below
             return self.shifted.get(one) or self.made[one]
 
         if merged == "concat":
-            parts, *rest = node.args
-            assert isinstance(parts, list | tuple)
-            there = [current(part) for part in parts if isinstance(part, fx.Node) and part in self.made]
-            self.made[node] = self.graph.create_node(node.op, node.target, (there, *rest), dict(node.kwargs), node.name)
+            there = [current(part) for part in arguments]
+            self.made[node] = self.graph.create_node(
+                node.op, node.target, (there, *node.args[1:]), dict(node.kwargs), node.name
+            )
         else:
             self.made[node] = self.graph.node_copy(node, current)
 

@@ -138,11 +138,14 @@ class GateWork(WidthWork):
             net, seconds = self._retrain(folder, f"{name}-retrain", widths, plain, steps)
             shares = training.landing.shares() if training.landing is not None and goal.limits else None
             landing = asdict(training.landing) if training.landing is not None else None
+            scores: list[float] = []
         else:
-            widths, net, seconds = self._baseline(goal, folder, name)
+            widths, net, seconds, scores = self._baseline(goal, folder, name)
             shares = landing = None
         result = self._tested(goal, folder, widths, net)
-        more = {"reduction": shares, "landing": landing, "training_seconds": seconds}
+        more: dict[str, Any] = {"reduction": shares, "landing": landing, "training_seconds": seconds}
+        if scores:
+            more["search_accuracies"] = scores
         folder.write_json("result.json", {**result, **more})
         for path in self.run.checkpoints.glob(f"{name}*"):
             path.unlink(missing_ok=True)
@@ -175,8 +178,11 @@ class GateWork(WidthWork):
         rows = [MetricsLog(folder.path / file).rows() for file in ("metrics.csv", "retrain.csv")]
         return net, sum(float(found[-1][3]) for found in rows if found)
 
-    def _baseline(self, goal: AtomGoal, folder: NetFolder, name: str) -> tuple[Widths, nn.Module, float]:
-        """The net of a baseline, trained as long as both phases; of several random ones the best by validation."""
+    def _baseline(self, goal: AtomGoal, folder: NetFolder, name: str) -> tuple[Widths, nn.Module, float, list[float]]:
+        """The net of a baseline, trained as long as both phases; of several random ones the best by validation.
+
+        Also how long all trainings took, and the validation accuracies of several.
+        """
         request, recipe = self.request, self.request.recipe
         steps = recipe.supernet.steps + recipe.finetune.steps
         if request.method == "width":
@@ -184,7 +190,7 @@ class GateWork(WidthWork):
         else:
             found = [random_arch(self.space, goal.limits, request.seed, n) for n in range(recipe.gates.random_nets)]
         best: tuple[float, Widths, nn.Module] | None = None
-        seconds, scores = 0.0, []
+        seconds, scores = 0.0, list[float]()
         for number, widths in enumerate(found):
             generator = torch_generator(step_rng(request.seed, "weights", number))
             net = self.space.build(AtomArch(self.space.name, widths), generator=generator)
@@ -198,7 +204,7 @@ class GateWork(WidthWork):
             if best is None or scores[-1] > best[0]:
                 best = (scores[-1] if scores else 0.0, widths, net)
         assert best is not None
-        return best[1], best[2], seconds
+        return best[1], best[2], seconds, scores
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

@@ -74,6 +74,21 @@ class Excited(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Twice(nn.Module):
+    """A concatenation of one value with itself and with a branch, as at the beginning of One-Shot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*layer(3, 6, 3))
+        self.branch = nn.Sequential(*layer(6, 4, 3))
+        self.join = nn.Sequential(*layer(16, 5, 1))
+        self.fc = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.fc(self.join(torch.cat([x, x, self.branch(x)], 1)).mean((2, 3)))
+
+
 def layer(cin: int, cout: int, kernel: int) -> list[nn.Module]:
     conv = nn.Conv2d(cin, cout, kernel, padding=kernel // 2, bias=False)
     return [conv, nn.BatchNorm2d(cout), nn.ReLU()]
@@ -88,7 +103,7 @@ def gated(make: Callable[[], nn.Module], **options: float) -> GatedNet:
     return gate(scrambled(make()), SHAPE, **options)
 
 
-MODELS: list[Callable[[], nn.Module]] = [Residual, Branches, Excited]
+MODELS: list[Callable[[], nn.Module]] = [Residual, Branches, Excited, Twice]
 NETS = {make.__name__: gated(make).eval() for make in MODELS}
 
 
@@ -132,6 +147,16 @@ def test_a_cut_net_computes_what_the_gated_one_does_with_hard_masks(name: str, s
     network = narrowed(channels, remains(channels, empty_groups(channels, alive)), widths)
     assert [op.key for op in network.ops] == [op.key for op in ops_of(plain, SHAPE).ops]
     assert network.params == sum(parameter.numel() for parameter in plain.parameters())
+
+
+def test_a_value_that_is_lined_up_twice_stays_twice_when_what_is_beside_it_goes() -> None:
+    net = NETS["Twice"]
+    (branch,) = (group for group in net.readable.channels.groups if "branch" in group.name)
+    alive = torch.ones(net.readable.channels.count, dtype=torch.bool)
+    alive[branch.first : branch.first + branch.size] = False
+    net.hard(alive)
+    with torch.no_grad():
+        assert torch.allclose(net.cut(alive).eval()(images()), net(images()), atol=1e-12)
 
 
 def test_with_every_gate_open_the_net_is_the_model_and_so_is_what_is_cut_of_nothing() -> None:

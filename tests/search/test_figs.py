@@ -220,6 +220,9 @@ def test_a_search_ends_within_its_budget_with_a_net(
     assert parity(module, folder / "model.onnx", images).max_rel_diff < 1e-4
     if method in ("figs", "morphnet"):
         assert sum(result["reduction"].values()) == pytest.approx(1)
+    if method == "random":  # the best of several by validation
+        assert len(result["search_accuracies"]) == recipe().gates.random_nets > 1
+        assert result["search_accuracy"] == max(result["search_accuracies"])
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
     again = search_atoms(request(data, tmp_path / "run", method, (cost, share)), NullProgress())
     assert again.results == outcome.results
