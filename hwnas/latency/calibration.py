@@ -39,12 +39,16 @@ NOISE_WEIGHT = 20
 """Networks' worth of belief that a prediction is off by about as much as measurements are: thirty networks alone say
 how much it is only to within a quarter."""
 
-MODEL_ERROR = 0.008
+MODEL_ERROR = 0.007
 """Relative standard error of a prediction beside a measurement's own: found on 200 networks of each of three spaces."""
 
 OPERATOR_ERROR = 0.05
 """Relative standard error of an operator's latency from one network to the next: with 0.03 to 0.1, calibration on 30
 networks predicted 200 others of `proxyless` and `fbnet` best."""
+
+LAUNCH_ERROR = 0.05
+"""Standard error of what each run of an operator takes more or less than it was timed to, the same for all operators,
+as a share of what they take on average: what timing a kernel costs is known to a microsecond only."""
 
 LEAST_FACTOR = 0.5
 """What networks say of an operator may not take more of it away: prices stay positive."""
@@ -55,6 +59,8 @@ calibrated on `proxyless` misses torchvision's networks by (`benchmarks/torchvis
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
+Operators = Mapping[str, tuple[int, float]]
+"""Operators of a network by key: how often each runs, and what one run takes in ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +72,8 @@ class Calibration:
         relative_error: root mean square of the leave-one-out relative errors, drawn towards `noise`.
         networks: how many it was fitted on; 0 means uncalibrated.
         noise: relative standard error of a measured network, where it is known.
-        relative_part, absolute_ms: standard deviation of a prediction as a share of it, and what comes on top: small
-            networks can be predicted relatively worse.
+        relative_part, absolute_ms: standard deviation of a prediction as a share of it, and what comes on top, for the
+            upper end of a search: small networks can be predicted relatively worse.
         sums_ms, measured_ms, left_out_ms: for each network the operators' sum, what was measured, and what was
             predicted for it by a fit without it.
         factors: what the latency of an operator is to be multiplied by before it is added up, by its key; operators of
@@ -86,9 +92,9 @@ class Calibration:
     left_out_ms: tuple[float, ...] = ()
     factors: Mapping[str, float] = field(default_factory=dict)
 
-    def corrected_ms(self, sum_ms: float, operators_ms: Mapping[str, float]) -> float:
-        """The sum `latency_ms` wants, from one of operators as they were measured; `operators_ms` are those by key."""
-        return sum_ms + sum((self.factors.get(key, 1.0) - 1) * taken for key, taken in operators_ms.items())
+    def corrected_ms(self, sum_ms: float, operators: Operators) -> float:
+        """The sum that `latency_ms` wants, from one of operators as they were measured."""
+        return sum_ms + sum((self.factors.get(key, 1.0) - 1) * n * taken for key, (n, taken) in operators.items())
 
     def latency_ms(self, sum_ms: float) -> float:
         """Predicted latency of a network whose operators, corrected by `factors`, add up to `sum_ms`."""
@@ -105,8 +111,11 @@ class Calibration:
         return self.relative_error * self._student(FEASIBLE_CONFIDENCE)
 
     def half_width_ms(self, latency_ms: float) -> float:
-        """Half of the two-sided 90% interval of a prediction."""
-        return self._student((1 + CONFIDENCE) / 2) * (self.relative_part * latency_ms + self.absolute_ms)
+        """Half of the two-sided 90% interval of a prediction.
+
+        The same share of all: a shape that 30 networks show made more intervals fail than it mended.
+        """
+        return self.half_width * latency_ms
 
     @property
     def upper(self) -> tuple[float, float]:
@@ -127,7 +136,7 @@ def calibrate(
     sums_ms: Sequence[float],
     measured_ms: Sequence[float],
     noise: float | None = None,
-    operators_ms: Sequence[Mapping[str, float]] = (),
+    operators: Sequence[Operators] = (),
 ) -> Calibration:
     """Fits on whole networks; with fewer than four only a factor is fitted, with none nothing is.
 
@@ -136,18 +145,16 @@ def calibrate(
         measured_ms: of each network.
         noise: relative standard error of a measured network; what is learned from few networks about the size of
             errors is drawn towards it.
-        operators_ms: of each network its part of the sum by operator, all occurrences together. Without them operators
-            are not corrected.
+        operators: of each network, whose part of the sum they are. Without them operators are not corrected.
     """
     x, y = np.asarray(sums_ms, float), np.asarray(measured_ms, float)
     if not len(x):
         return Calibration(1.0, 0.0, UNCALIBRATED_ERROR, 0, None, UNCALIBRATED_ERROR)
-    keys = sorted({key for taken in operators_ms for key in taken}) if len(x) >= FEW else []
-    parts = np.zeros((len(x), len(keys)))
-    for row, taken in zip(parts, operators_ms if keys else [], strict=False):
-        row[:] = [taken.get(key, 0.0) for key in keys]
-    slope, offset, shifts, errors = _fit(x, y, parts, noise)
-    factors = {key: max(LEAST_FACTOR, 1 + float(by) / slope) for key, by in zip(keys, shifts, strict=True)}
+    one_ms = {key: taken for found in operators for key, (_, taken) in found.items()} if len(x) >= FEW else {}
+    runs = np.array([[found.get(key, (0, 0.0))[0] for key in one_ms] for found in operators if one_ms], float)
+    runs = runs.reshape(len(x), len(one_ms))
+    slope, offset, shifts, errors = _fit(x, y, runs, np.array(list(one_ms.values()), float), noise)
+    factors = {key: max(LEAST_FACTOR, 1 + float(by) / slope) for key, by in zip(one_ms, shifts, strict=True)}
     left_out = y * (1 - errors)
     error = float(np.sqrt(_mean_square(float((errors**2).sum()), len(x), noise)))
     if len(x) < FEW:
@@ -178,24 +185,38 @@ def _mean_square(squares: float, count: int, noise: float | None) -> float:
     return (squares + NOISE_WEIGHT * (noise**2 + MODEL_ERROR**2)) / (count + NOISE_WEIGHT)
 
 
-def _fit(x: Vector, y: Vector, parts: Matrix, noise: float | None) -> tuple[float, float, Vector, Vector]:
-    """Slope, offset, what each operator's share of a latency is off by, and each network's relative error left out.
+def _fit(
+    x: Vector, y: Vector, runs: Matrix, one_ms: Vector, noise: float | None
+) -> tuple[float, float, Vector, Vector]:
+    """Slope, offset, the share by which each operator is off, and each network's relative error when it is left out.
 
     A negative offset is as true as a positive one: large networks leave the cache and grow faster than their sums. But
     the least network that was measured keeps at least half of its latency.
+
+    Args:
+        x, y: sums and measured latencies, [networks].
+        runs: of each operator in each network, [networks, operators].
+        one_ms: what one run of it takes, [operators].
+        noise: relative, of a measured latency.
     """
-    shares = parts / y[:, None]
+    parts = runs * one_ms / y[:, None]
     own = MODEL_ERROR**2 + (noise or 0.0) ** 2
-    covariance = OPERATOR_ERROR**2 * shares @ shares.T + own * np.eye(len(x))
+    launch_ms = LAUNCH_ERROR * float((runs @ one_ms).sum() / max(1.0, runs.sum()))
+    launches = launch_ms * runs.sum(axis=1) / y
+    covariance = OPERATOR_ERROR**2 * parts @ parts.T + np.outer(launches, launches) + own * np.eye(len(x))
     inverse = np.linalg.inv(covariance).astype(np.float64)
+
+    def shifts(weights: Vector) -> Vector:
+        return OPERATOR_ERROR**2 * parts.T @ weights + launch_ms * float(launches @ weights) / one_ms
+
     if len(x) >= FEW and np.ptp(x) > 0.05 * x.mean():
-        (slope, offset), residual, errors = _krige(np.stack([x / y, 1 / y], axis=1), inverse)
+        (slope, offset), weights, errors = _krige(np.stack([x / y, 1 / y], axis=1), inverse)
         if slope > 0 and slope * x.min() + offset > 0.5 * slope * x.min():
-            return float(slope), float(offset), OPERATOR_ERROR**2 * shares.T @ residual, errors
-    (slope,), residual, errors = _krige((x / y)[:, None], inverse)
+            return float(slope), float(offset), shifts(weights), errors
+    (slope,), weights, errors = _krige((x / y)[:, None], inverse)
     if len(x) == 1:
         errors = 1 - x / y  # by a sum that is not calibrated
-    return float(slope), 0.0, OPERATOR_ERROR**2 * shares.T @ residual, errors
+    return float(slope), 0.0, shifts(weights), errors
 
 
 def _krige(drift: Matrix, inverse: Matrix) -> tuple[Vector, Vector, Vector]:
@@ -236,8 +257,7 @@ def _widths_without_own_error(calibration: Calibration) -> Vector:
     squares = (np.array(calibration.left_out_ms) / np.array(calibration.measured_ms) - 1) ** 2
     rest, count = squares.sum() - squares, len(squares) - 1
     others = np.sqrt([_mean_square(float(left), count, calibration.noise) for left in rest])
-    own = np.array([calibration.half_width_ms(latency) / latency for latency in calibration.left_out_ms])
-    widths: Vector = others * own / max(calibration.relative_error, 1e-12)
+    widths: Vector = others * calibration.half_width / max(calibration.relative_error, 1e-12)
     return widths
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from hwnas.costs import macs_cost
 from hwnas.devices import DeviceProfile
+from hwnas.latency.covers import TILT, tilted_arch
 from hwnas.latency.levels import LEAST_QUIET
 from hwnas.latency.lowering import Lower, blocked_tensors
 from hwnas.latency.table import LatencyTable
@@ -56,16 +57,10 @@ def calibration_archs(space: Space, count: int, seed: int = 0) -> list[Arch]:
     rng = np.random.default_rng([seed, 20])
     prices = macs_cost(space).prices.choices
     found: dict[Arch, None] = {}
-    tilts = np.linspace(-6, 6, count)
+    tilts = np.linspace(-TILT, TILT, count)
     attempt = 0
     while len(found) < min(count, space.size) and attempt < 50 * count:
-        tilt = tilts[min(len(found), count - 1)]
-        genes = []
-        for slot, choices in enumerate(space.slots):
-            row = prices[slot, : len(choices)]
-            weights = np.exp(tilt * (row - row.min()) / max(1.0, np.ptp(row)))
-            genes.append(int(rng.choice(len(choices), p=weights / weights.sum())))
-        found.setdefault(Arch(space.name, tuple(genes)))
+        found.setdefault(tilted_arch(space, prices, float(tilts[min(len(found), count - 1)]), rng))
         attempt += 1
     return list(found)
 
