@@ -42,13 +42,9 @@ how much it is only to within a quarter."""
 MODEL_ERROR = 0.007
 """Relative standard error of a prediction beside a measurement's own: found on 200 networks of each of three spaces."""
 
-OPERATOR_ERROR = 0.05
-"""Relative standard error of an operator's latency from one network to the next: with 0.03 to 0.1, calibration on 30
+OPERATOR_ERROR = 0.07
+"""Relative standard error of an operator's latency from one network to the next: with 0.05 to 0.1, calibration on 30
 networks predicted 200 others of `proxyless` and `fbnet` best."""
-
-LAUNCH_ERROR = 0.05
-"""Standard error of what each run of an operator takes more or less than it was timed to, the same for all operators,
-as a share of what they take on average: what timing a kernel costs is known to a microsecond only."""
 
 LEAST_FACTOR = 0.5
 """What networks say of an operator may not take more of it away: prices stay positive."""
@@ -59,8 +55,6 @@ calibrated on `proxyless` misses torchvision's networks by (`benchmarks/torchvis
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
-Operators = Mapping[str, tuple[int, float]]
-"""Operators of a network by key: how often each runs, and what one run takes in ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +86,9 @@ class Calibration:
     left_out_ms: tuple[float, ...] = ()
     factors: Mapping[str, float] = field(default_factory=dict)
 
-    def corrected_ms(self, sum_ms: float, operators: Operators) -> float:
-        """The sum that `latency_ms` wants, from one of operators as they were measured."""
-        return sum_ms + sum((self.factors.get(key, 1.0) - 1) * n * taken for key, (n, taken) in operators.items())
+    def corrected_ms(self, sum_ms: float, operators_ms: Mapping[str, float]) -> float:
+        """The sum `latency_ms` wants, from one of operators as they were measured; `operators_ms` are those by key."""
+        return sum_ms + sum((self.factors.get(key, 1.0) - 1) * taken for key, taken in operators_ms.items())
 
     def latency_ms(self, sum_ms: float) -> float:
         """Predicted latency of a network whose operators, corrected by `factors`, add up to `sum_ms`."""
@@ -136,7 +130,7 @@ def calibrate(
     sums_ms: Sequence[float],
     measured_ms: Sequence[float],
     noise: float | None = None,
-    operators: Sequence[Operators] = (),
+    operators_ms: Sequence[Mapping[str, float]] = (),
 ) -> Calibration:
     """Fits on whole networks; with fewer than four only a factor is fitted, with none nothing is.
 
@@ -145,16 +139,18 @@ def calibrate(
         measured_ms: of each network.
         noise: relative standard error of a measured network; what is learned from few networks about the size of
             errors is drawn towards it.
-        operators: of each network, whose part of the sum they are. Without them operators are not corrected.
+        operators_ms: of each network its part of the sum by operator, all occurrences together. Without them operators
+            are not corrected.
     """
     x, y = np.asarray(sums_ms, float), np.asarray(measured_ms, float)
     if not len(x):
         return Calibration(1.0, 0.0, UNCALIBRATED_ERROR, 0, None, UNCALIBRATED_ERROR)
-    one_ms = {key: taken for found in operators for key, (_, taken) in found.items()} if len(x) >= FEW else {}
-    runs = np.array([[found.get(key, (0, 0.0))[0] for key in one_ms] for found in operators if one_ms], float)
-    runs = runs.reshape(len(x), len(one_ms))
-    slope, offset, shifts, errors = _fit(x, y, runs, np.array(list(one_ms.values()), float), noise)
-    factors = {key: max(LEAST_FACTOR, 1 + float(by) / slope) for key, by in zip(one_ms, shifts, strict=True)}
+    keys = sorted({key for taken in operators_ms for key in taken}) if len(x) >= FEW else []
+    parts = np.zeros((len(x), len(keys)))
+    for row, taken in zip(parts, operators_ms if keys else [], strict=False):
+        row[:] = [taken.get(key, 0.0) for key in keys]
+    slope, offset, shifts, errors = _fit(x, y, parts, noise)
+    factors = {key: max(LEAST_FACTOR, 1 + float(by) / slope) for key, by in zip(keys, shifts, strict=True)}
     left_out = y * (1 - errors)
     error = float(np.sqrt(_mean_square(float((errors**2).sum()), len(x), noise)))
     if len(x) < FEW:
@@ -185,38 +181,24 @@ def _mean_square(squares: float, count: int, noise: float | None) -> float:
     return (squares + NOISE_WEIGHT * (noise**2 + MODEL_ERROR**2)) / (count + NOISE_WEIGHT)
 
 
-def _fit(
-    x: Vector, y: Vector, runs: Matrix, one_ms: Vector, noise: float | None
-) -> tuple[float, float, Vector, Vector]:
-    """Slope, offset, the share by which each operator is off, and each network's relative error when it is left out.
+def _fit(x: Vector, y: Vector, parts: Matrix, noise: float | None) -> tuple[float, float, Vector, Vector]:
+    """Slope, offset, what each operator's share of a latency is off by, and each network's relative error left out.
 
     A negative offset is as true as a positive one: large networks leave the cache and grow faster than their sums. But
     the least network that was measured keeps at least half of its latency.
-
-    Args:
-        x, y: sums and measured latencies, [networks].
-        runs: of each operator in each network, [networks, operators].
-        one_ms: what one run of it takes, [operators].
-        noise: relative, of a measured latency.
     """
-    parts = runs * one_ms / y[:, None]
+    shares = parts / y[:, None]
     own = MODEL_ERROR**2 + (noise or 0.0) ** 2
-    launch_ms = LAUNCH_ERROR * float((runs @ one_ms).sum() / max(1.0, runs.sum()))
-    launches = launch_ms * runs.sum(axis=1) / y
-    covariance = OPERATOR_ERROR**2 * parts @ parts.T + np.outer(launches, launches) + own * np.eye(len(x))
+    covariance = OPERATOR_ERROR**2 * shares @ shares.T + own * np.eye(len(x))
     inverse = np.linalg.inv(covariance).astype(np.float64)
-
-    def shifts(weights: Vector) -> Vector:
-        return OPERATOR_ERROR**2 * parts.T @ weights + launch_ms * float(launches @ weights) / one_ms
-
     if len(x) >= FEW and np.ptp(x) > 0.05 * x.mean():
-        (slope, offset), weights, errors = _krige(np.stack([x / y, 1 / y], axis=1), inverse)
+        (slope, offset), residual, errors = _krige(np.stack([x / y, 1 / y], axis=1), inverse)
         if slope > 0 and slope * x.min() + offset > 0.5 * slope * x.min():
-            return float(slope), float(offset), shifts(weights), errors
-    (slope,), weights, errors = _krige((x / y)[:, None], inverse)
+            return float(slope), float(offset), OPERATOR_ERROR**2 * shares.T @ residual, errors
+    (slope,), residual, errors = _krige((x / y)[:, None], inverse)
     if len(x) == 1:
         errors = 1 - x / y  # by a sum that is not calibrated
-    return float(slope), 0.0, shifts(weights), errors
+    return float(slope), 0.0, OPERATOR_ERROR**2 * shares.T @ residual, errors
 
 
 def _krige(drift: Matrix, inverse: Matrix) -> tuple[Vector, Vector, Vector]:

@@ -13,7 +13,7 @@ from hwnas.latency.slots import SpaceKernels
 from hwnas.ops import Op
 from hwnas.spaces.base import Arch, Space
 
-TIMES = 2
+TIMES = 4
 """Each kernel is timed in at least so many networks, where as many have it."""
 
 DRAWN = 30

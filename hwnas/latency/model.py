@@ -139,7 +139,7 @@ class LatencyModel:
         """Fits on networks; from then on operators that no calibration corrected before are, if `correct`."""
         sums = [self._sum(keys) for keys, _, _ in found]
         counts = [Counter(key for key in keys if key not in self._corrected) for keys, _, _ in found if correct]
-        parts = [{key: (n, self.operators[key].latency_ms) for key, n in count.items()} for count in counts]
+        parts = [{key: n * self.operators[key].latency_ms for key, n in count.items()} for count in counts]
         noise = median(noise for *_, noise in found) if found else None
         calibration = calibrate(sums, [measured for _, measured, _ in found], noise, parts)
         for key, factor in calibration.factors.items():
