@@ -33,8 +33,8 @@ def say(*values, samples_ms):
 def store_and_say(table, session, role, name, number, repeats, samples_ms, state):
     store(table, session, role, name, number, repeats, samples_ms, state)
     say(session, role, name, number, repeats, samples_ms=samples_ms)
-def store_kernels_and_say(table, session, name, number, totals_ms, kernels, launches):
-    store_kernels(table, session, name, number, totals_ms, kernels, launches)
+def store_kernels_and_say(table, session, name, number, totals_ms, kernels, launches, state=None):
+    store_kernels(table, session, name, number, totals_ms, kernels, launches, state)
     say(session, "cover", name, number, 1, samples_ms=totals_ms)
     for key, samples_ms in kernels.items():
         say(session, "operator", key, number, launches[key], samples_ms=samples_ms)
