@@ -183,22 +183,30 @@ def _measure(
         entries, todo = entries_of(table, profile, plan, lower)
         asked = operators_of(todo, plan, lower)
         session = 0
+        reference_ms: list[float] = []
 
-        def run(entries: Mapping[tuple[str, str], Entry], count: int, least_s: float = 0.0) -> None:
+        def run(entries: Mapping[tuple[str, str], Entry], least_s: float = 0.0) -> None:
             nonlocal session
             session = session or table.start_session({"load": process.load_average, **process.describe})
-            _run_passes(table, profile, process, entries, count, progress, least_s, lower, session)
+            reference_ms.extend(_run_passes(table, profile, process, entries, progress, least_s, lower, session))
 
         if todo:
-            run(entries, len(todo), least_s)
+            progress.stage(f"Measuring {len(todo)} entries on {process.describe['device']} ({profile.runtime}, "
+                           f"batch {profile.batch_size}, {process.describe['threads']} threads)")  # fmt: skip
+
+            run(entries, least_s)
         # what the runtime runs otherwise than it was assumed has no time inside a network
         late, rest = entries_of(table, profile, replace(plan, covers={}, networks={}), lower)
         if rest:
             asked |= {key for _, key in rest}
-            run(late, len(rest))
+            run(late)
+        told = False
         while unsure := unsure_entries(table, profile, plan, entries):
-            progress.note(f"{len(unsure) - 1} networks are not certain enough yet: they get more visits")
-            run(unsure, len(unsure) - 1)
+            if not told:
+                progress.note(f"{len(unsure) - 1} networks are not certain enough yet: they get more visits, in rounds")
+                told = True
+            run(unsure)
+        _say_if_busy(reference_ms, progress)
         if not session:
             progress.note(f"{path} has everything already: nothing to measure")
         model = LatencyModel(table)
@@ -233,16 +241,14 @@ def _run_passes(
     profile: DeviceProfile,
     process: MeasuringProcess,
     entries: Mapping[tuple[str, str], Entry],
-    count: int,
     progress: Progress,
     least_s: float,
     lower: Lower,
     session: int,
-) -> None:
+) -> list[float]:
+    """Measures and stores; returns what the reference took, in ms."""
     names = {id(entry): key for key, entry in entries.items()}
     timing = profile.timing
-    progress.stage(f"Measuring {count} entries on {process.describe['device']} ({profile.runtime}, "
-                   f"batch {profile.batch_size}, {process.describe['threads']} threads)")  # fmt: skip
     reference: list[float] = []
     due = {
         key: max(0, (entry.passes or timing.min_passes) - len(entry.visits))
@@ -274,15 +280,20 @@ def _run_passes(
             elif due[role, name] > 0:
                 due[role, name] -= 1
                 task.advance(1)
-                if not any(due.values()):
-                    progress.note("every entry has its visits; those that are not certain enough yet get more")
+                if not any(due.values()) and any(role == "operator" for role, _ in due):
+                    progress.note("every entry has its visits; operators that are not certain enough yet get more")
     if surprises:
         progress.note(f"{len(surprises)} operators run otherwise than assumed, such as {next(iter(surprises))}: "
                       "they are timed alone")  # fmt: skip
     if disturbed:
         progress.note(f"{disturbed} visits were made while the device was slowed, pauses and repetitions "
                       "notwithstanding: cool it, or give it more power")  # fmt: skip
-    low, middle = np.quantile(reference or [1.0], [0.02, 0.5])
+    return reference
+
+
+def _say_if_busy(reference_ms: Sequence[float], progress: Progress) -> None:
+    """Says so where the reference mostly took longer than in its quietest moments."""
+    low, middle = np.quantile(reference_ms or [1.0], [0.02, 0.5])
     if middle / low - 1 > NOISY:
         progress.note(
             f"the machine is busy: a run of one network takes {middle / low - 1:.0%} longer than when undisturbed; "

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from command import Hwnas
+from hwnas.cli.verify import verdict
 from onnx import TensorProto, helper, numpy_helper
 
 from hwnas.errors import ClaimError
@@ -52,6 +53,12 @@ def test_verify_within_and_over_budget(hwnas: Hwnas, measured: Any) -> None:
     assert "OVER BUDGET" in missed.stdout
     (result,) = hwnas(*args, "--latency", "0.001us", "--json").document["results"]
     assert result["within_budget"] is False
+
+
+def test_a_budget_inside_the_interval_is_not_called_missed() -> None:
+    assert verdict(1.0, 1.2, 1.2) == "within budget"
+    assert verdict(1.0, 1.2, 1.1) == verdict(1.0, 1.2, 1.0) == "NOT SHOWN to be within budget"
+    assert verdict(1.0, 1.2, 0.99) == "OVER BUDGET"
 
 
 def test_verify_compares_with_the_table(hwnas: Hwnas, measured: Any) -> None:
