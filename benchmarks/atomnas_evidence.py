@@ -36,7 +36,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from hwnas.search.atom_training import Log
+from hwnas.search.looks import Log
 from hwnas.spaces import AtomSpace, find_space
 from hwnas.spaces.widths import Widths
 from hwnas.train.loop import MetricsLog
@@ -277,14 +277,6 @@ def draw_shrinking(macs: NDArray[np.float64], trainings: dict[str, Found], path:
     save(figure, path)
 
 
-PARTS = {
-    "width": width,
-    "aware": aware,
-    "latency": latency,
-    "recalibration": recalibration,
-    "architectures": architectures,
-    "shrinking": shrinking,
-}
-
 if __name__ == "__main__":
-    run_part(__doc__ or "", PARTS, Path("runs/atomnas-evidence"))
+    parts = (width, aware, latency, recalibration, architectures, shrinking)
+    run_part(__doc__ or "", parts, Path("runs/atomnas-evidence"))

@@ -109,12 +109,12 @@ class Bench:
         Raises:
             SystemExit: a command failed; it has said why.
         """
-        self.profile(space)
         file = self.recipe_file(recipe)
         given = [word for cost, text in budgets.items() for word in (f"--{cost}", text)]
         kind = "-".join([method, space, *(word.lstrip("-") for word in given)]).replace(":", "-").replace("%", "pct")
         run = self.work / f"{kind}-{file.stem}-s{seed}"
         if not (run / "results.json").is_file():
+            self.profile(space)
             self.command("search", "--method", method, "--space", space, "--data", self.data, *given, "--lut", self.lut,
                          "--seed", seed, "--recipe", file, "--train-threads", self.threads, "--out", run)  # fmt: skip
         found = self.verified(run)
@@ -288,8 +288,9 @@ def save(figure: Figure, path: Path) -> None:
 # -- the command line of a script ----------------------------------------------------------------------------------
 
 
-def run_part(doc: str, parts: Mapping[str, Callable[[Bench], None]], work: Path) -> None:
-    """Prints one piece of evidence, as the command line says."""
+def run_part(doc: str, functions: Sequence[Callable[[Bench], None]], work: Path) -> None:
+    """Prints one piece of evidence, by the name of its function, as the command line says."""
+    parts = {function.__name__: function for function in functions}
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=parts)
     parser.add_argument("--work", type=Path, default=work)

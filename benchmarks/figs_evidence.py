@@ -172,14 +172,5 @@ def draw(found: Mapping[str, Sequence[Found]], cost: str, path: Path) -> None:
     save(figure, path)
 
 
-PARTS = {
-    "width": width,
-    "baselines": baselines,
-    "random": random,
-    "aggregators": aggregators,
-    "costs": costs,
-    "length": length,
-}
-
 if __name__ == "__main__":
-    run_part(__doc__ or "", PARTS, Path("runs/figs-evidence"))
+    run_part(__doc__ or "", (width, baselines, random, aggregators, costs, length), Path("runs/figs-evidence"))

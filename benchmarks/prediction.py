@@ -18,7 +18,6 @@ import argparse
 import importlib.util
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,8 +191,7 @@ def split_coverage(plain: LatencyModel, networks: list[MeasuredNetwork]) -> Vect
     found = [net.network for net in networks if net.network]
     sums = np.array([plain.sum_ms(net) for net in found])
     times = np.array([net.measured.latency_ms for net in networks])
-    counts = [Counter(op.key for op in plain.lower(net)) for net in found]
-    parts = [{key: n * plain.operators[key].latency_ms for key, n in count.items()} for count in counts]
+    parts = [plain.parts_ms(op.key for op in plain.lower(net)) for net in found]
     noise = float(np.median([net.measured.relative_error for net in networks])) / NORMAL_90
     rng, shares = np.random.default_rng(0), []
     for _ in range(SPLITS):

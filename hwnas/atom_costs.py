@@ -132,7 +132,8 @@ class LatencyCost(AtomCost):
         self._curves: dict[Branch, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
         for branch in space.branches():
             stairs = np.array(space.stairs(*branch), float)
-            raw = [0.0, *(model.sum_of(self._branch_ops(branch, int(atoms))) for atoms in stairs[1:])]
+            chains = [self._branch_ops(branch, int(atoms)) for atoms in stairs[1:]]
+            raw = [0.0, *(model.sum_of(ops, space.input_shape) for ops in chains)]
             self._curves[branch] = (stairs, monotone(np.array(raw)))
         self._rest = self.total(space.full) - self._summed(space.full)
 

@@ -131,7 +131,7 @@ def test_evidence_reads_what_is_finished_and_starts_nothing(
 ) -> None:
     shared, atoms = script("evidence"), script("atomnas_evidence")
     monkeypatch.setattr(shared, "HWNAS", tmp_path / "absent")
-    bench = shared.Bench(tmp_path, tmp_path / "t.lut", 1, quick=True, profiled={"atomnas-tiny"})
+    bench = shared.Bench(tmp_path, tmp_path / "t.lut", 1, quick=True)
     recipe = atoms.recipe(bench)
     run = tmp_path / f"atomnas-atomnas-tiny-macs-50pct-{bench.recipe_file(recipe).stem}-s0"
     found_run(run)

@@ -59,17 +59,17 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """``latency = slope * (sum of operators) + offset`` and how far it may be off.
+    """``latency = slope * (sum of corrected operators) + offset`` and how far it may be off.
 
     Attributes:
         slope, offset_ms: fitted on all networks.
-        relative_error: root mean square of the leave-one-out relative errors, drawn towards `noise`.
+        relative_error: root mean square of the leave-one-out relative errors, drawn towards what `noise` and
+            `MODEL_ERROR` make together.
         networks: how many it was fitted on; 0 means uncalibrated.
         noise: relative standard error of a measured network, where it is known.
         relative_part, absolute_ms: standard deviation of a prediction as a share of it, and what comes on top, for the
             upper end of a search: small networks can be predicted relatively worse.
-        sums_ms, measured_ms, left_out_ms: for each network the operators' sum, what was measured, and what was
-            predicted for it by a fit without it.
+        measured_ms, left_out_ms: of each network, and what was predicted for it by a fit without it.
         factors: what the latency of an operator is to be multiplied by before it is added up, by its key; operators of
             no calibration network have none.
     """
@@ -81,7 +81,6 @@ class Calibration:
     noise: float | None = None
     relative_part: float = 0.0
     absolute_ms: float = 0.0
-    sums_ms: tuple[float, ...] = ()
     measured_ms: tuple[float, ...] = ()
     left_out_ms: tuple[float, ...] = ()
     factors: Mapping[str, float] = field(default_factory=dict)
@@ -138,7 +137,7 @@ def calibrate(
         sums_ms: of each network's operators.
         measured_ms: of each network.
         noise: relative standard error of a measured network; what is learned from few networks about the size of
-            errors is drawn towards it.
+            errors is drawn towards it and `MODEL_ERROR` together.
         operators_ms: of each network its part of the sum by operator, all occurrences together. Without them operators
             are not corrected.
     """
@@ -147,8 +146,8 @@ def calibrate(
         return Calibration(1.0, 0.0, UNCALIBRATED_ERROR, 0, None, UNCALIBRATED_ERROR)
     keys = sorted({key for taken in operators_ms for key in taken}) if len(x) >= FEW else []
     parts = np.zeros((len(x), len(keys)))
-    for row, taken in zip(parts, operators_ms if keys else [], strict=False):
-        row[:] = [taken.get(key, 0.0) for key in keys]
+    if keys:
+        parts[:] = [[taken.get(key, 0.0) for key in keys] for taken in operators_ms]
     slope, offset, shifts, errors = _fit(x, y, parts, noise)
     factors = {key: max(LEAST_FACTOR, 1 + float(by) / slope) for key, by in zip(keys, shifts, strict=True)}
     left_out = y * (1 - errors)
@@ -156,7 +155,7 @@ def calibrate(
     if len(x) < FEW:
         error = max(error, UNCALIBRATED_ERROR / 2)  # so few networks cannot show how far the next one is off
     shape = _parts(y, left_out, error)
-    return Calibration(slope, offset, error, len(x), noise, *shape, tuple(x), tuple(y), tuple(left_out), factors)
+    return Calibration(slope, offset, error, len(x), noise, *shape, tuple(y), tuple(left_out), factors)
 
 
 def _parts(measured: Vector, left_out: Vector, error: float) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,12 +50,13 @@ def cover_archs(space: Space, kernels: SpaceKernels, *, without: Collection[Arch
     missing: Counter[Op] = Counter(dict.fromkeys(kernels.every(), TIMES))
     found: dict[Arch, None] = {}
     while missing and len(found) < MOST:
+        drawn: list[Arch] = []
         if len(found) < DRAWN:
             tilt = float(tilts[len(found) % TURNS])
-            drawn = [tilted_arch(space, prices, tilt, rng) for _ in range(_CANDIDATES)]
-        else:
-            drawn = [_directed(space, kernels, missing.keys(), rng) for _ in range(_CANDIDATES)]
-        drawn = [arch for arch in drawn if arch not in found and arch not in without]
+            drawn = _new((tilted_arch(space, prices, tilt, rng) for _ in range(_CANDIDATES)), found, without)
+        if not drawn:  # so late, or all that are so cheap are known
+            directed = (_directed(space, kernels, missing.keys(), rng) for _ in range(_CANDIDATES))
+            drawn = _new(directed, found, without)
         gains = [len(missing.keys() & set(kernels.of_genes(arch.genes))) for arch in drawn]
         if not drawn or (not max(gains) and len(found) >= DRAWN):
             break
@@ -63,6 +64,10 @@ def cover_archs(space: Space, kernels: SpaceKernels, *, without: Collection[Arch
         found[best] = None
         missing -= Counter(set(kernels.of_genes(best.genes)))
     return list(found)
+
+
+def _new(drawn: Iterable[Arch], found: Collection[Arch], without: Collection[Arch]) -> list[Arch]:
+    return [arch for arch in drawn if arch not in found and arch not in without]
 
 
 def tilted_arch(space: Space, prices: NDArray[np.float64], tilt: float, rng: np.random.Generator) -> Arch:

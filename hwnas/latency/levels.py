@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.latency.terms import GAPS, LAYERS
+from hwnas.latency.widths import NORMAL_90
 from hwnas.measure.regimes import LEAST_ENTRIES, regimes
 from hwnas.measure.runtimes.base import WHOLE
 from hwnas.measure.statistics import ESTIMATOR, Estimate, estimate
@@ -39,7 +40,6 @@ RESAMPLES = 200
 MIN_REFERENCE_SAMPLES = 20
 """An entry with fewer samples in a session says nothing of the session's level."""
 
-NORMAL_90 = 1.645
 OVERHEAD = "overhead"
 """The network that does as good as nothing: what its kernel takes, timing one costs."""
 
@@ -252,7 +252,7 @@ class _Valued:
 
 
 def level_of(log_ms: Samples, samples: int, quantile: float = QUANTILE) -> Estimate:
-    """The level of an entry from its visits, regimes taken off, with an interval by resampling them."""
+    """The level of an entry from its visits, regimes taken off, its interval by how resamples deviate."""
     rng = np.random.default_rng(len(log_ms))  # fixed: the same visits always give the same interval
     point = float(np.quantile(log_ms, quantile))
     again = np.quantile(log_ms[rng.integers(len(log_ms), size=(RESAMPLES, len(log_ms)))], quantile, axis=1)

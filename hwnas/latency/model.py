@@ -103,7 +103,7 @@ class LatencyModel:
         """Reads the table; `calibrate_on` chooses among its networks by name, None takes all."""
         self.path = table.path
         self.header = table.header
-        self.operators: dict[str, Estimate] = table.operators()
+        self.operators: dict[str, Estimate] = dict(table.operators())  # corrected below, the table's are not
         self.failures = table.failures()
         self.lower: Lower = lowering(self.header)
         self.imported: bool = bool(self.header.get("imported"))
@@ -122,10 +122,13 @@ class LatencyModel:
                 noise = math.hypot(network.measured.relative_error / NORMAL_90, builds_error)
                 groups.setdefault(network.input_shape, []).append((keys, network.measured.latency_ms, noise))
         large = {shape: found for shape, found in groups.items() if len(found) >= MIN_GROUP}
-        self.pooled = self._calibrate([one for found in groups.values() for one in found], correct=not large)
+        # all of them in one large group are that group; else operators are its to correct
+        every = [one for found in groups.values() for one in found]
+        pooled = None if len(groups) == len(large) == 1 else self._calibrate(every, correct=not large)
         # the largest group has the say about operators that are in several
         shapes = sorted(large, key=lambda shape: (-len(large[shape]), shape))
         self.calibrations: dict[Shape, Calibration] = {shape: self._calibrate(large[shape]) for shape in shapes}
+        self.pooled = pooled or self.calibrations[shapes[0]]
         self.knowledge = Knowledge(
             self.operators,
             table.blocks(),
@@ -138,14 +141,17 @@ class LatencyModel:
     def _calibrate(self, found: Sequence[_Whole], *, correct: bool = True) -> Calibration:
         """Fits on networks; from then on operators that no calibration corrected before are, if `correct`."""
         sums = [self._sum(keys) for keys, _, _ in found]
-        counts = [Counter(key for key in keys if key not in self._corrected) for keys, _, _ in found if correct]
-        parts = [{key: n * self.operators[key].latency_ms for key, n in count.items()} for count in counts]
+        parts = [self.parts_ms(key for key in keys if key not in self._corrected) for keys, _, _ in found if correct]
         noise = median(noise for *_, noise in found) if found else None
         calibration = calibrate(sums, [measured for _, measured, _ in found], noise, parts)
         for key, factor in calibration.factors.items():
             self.operators[key] = self.operators[key].scaled(factor)
         self._corrected.update(calibration.factors)
         return calibration
+
+    def parts_ms(self, keys: Iterable[str]) -> dict[str, float]:
+        """What each operator takes in a network of the operators `keys`, all its occurrences together."""
+        return {key: n * self.operators[key].latency_ms for key, n in Counter(keys).items()}
 
     def _keys(self, network: MeasuredNetwork) -> tuple[str, ...]:
         """What a calibration network's latency is the sum of."""
@@ -223,27 +229,28 @@ class LatencyModel:
         """
         calibration = self.calibration(network.input_shape)
         margin, more = calibration.upper
-        pieces = self.knowledge.pieces(self.lower(network))
+        kernels = self.lower(network)
+        pieces = self.knowledge.pieces(kernels)
         known = self._each_or_error(pieces)
-        summed = sum(known[piece].latency_ms for piece in pieces)
+        summed = sum(known[piece].latency_ms for piece in pieces) + self.terms.ms(len(kernels))
         # one operator's error is the same wherever it stands; errors of different ones are independent
         parts = [(known[piece], calibration.slope * count) for piece, count in Counter(pieces).items()]
         latency = calibration.latency_ms(summed)
         return latency, margin * latency + more + _NORMAL_FEASIBLE * deviation_ms(parts)
 
-    def sum_of(self, ops: Sequence[Op]) -> float:
-        """What operators that follow each other add up to in ms, calibrated but for the offset.
+    def sum_of(self, ops: Sequence[Op], input_shape: Shape) -> float:
+        """What operators that follow each other in networks of an input shape add up to in ms, but for the offset.
 
         Raises:
             HwnasError: the table says nothing of one of them.
         """
-        return self.pooled.slope * sum(found.latency_ms for found in self._chain_or_error(ops))
+        return self.calibration(input_shape).slope * sum(found.latency_ms for found in self._chain_or_error(ops))
 
-    def each_ms(self, ops: Sequence[Op]) -> list[float | None]:
-        """What each operator takes by itself in ms, calibrated but for the offset; None where nobody knows."""
+    def each_ms(self, ops: Sequence[Op], input_shape: Shape) -> list[float | None]:
+        """What each operator takes in networks of an input shape in ms, but for the offset; None where nobody knows."""
         pieces = [(op.deployed(),) for op in ops]
         known = self._known(pieces)
-        slope = self.pooled.slope
+        slope = self.calibration(input_shape).slope
         return [None if (found := known[piece]) is None else slope * found.latency_ms for piece in pieces]
 
     def _chain_or_error(self, ops: Sequence[Op]) -> list[Known]:

@@ -267,7 +267,8 @@ class _Surgery:
             return
         merged = _is_merge(node, value, self.readable.channels)
         # a part that is lined up twice is twice there, and once among all input nodes
-        parts = node.args[0] if merged == "concat" else node.all_input_nodes
+        lined_up = node.args[0] if node.args else node.kwargs.get("tensors")
+        parts = lined_up if merged == "concat" else node.all_input_nodes
         assert isinstance(parts, list | tuple)
         arguments = [one for one in parts if isinstance(one, fx.Node) and one in self.made]
         if merged is not None and len(arguments) == 1:

@@ -96,6 +96,7 @@ class GateShop(WidthShop):
     def retrain(self, net: nn.Module, steps: int, **options: Any) -> None:
         """Trains a plain net with all ranks and gives it its averaged weights."""
         recipe = self.request.recipe
+        net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # averages begin there
         hooks = Averaging(net, recipe.gates.ema_decay)
         train(
             net,
@@ -168,14 +169,14 @@ class GateWork(WidthWork):
     # -- the second phase --------------------------------------------------------------------------------------------
 
     def _retrain(
-        self, folder: NetFolder, name: str, widths: Widths, net: nn.Module, steps: int
+        self, folder: NetFolder, name: str, widths: Widths, net: nn.Module, steps: int, log: str = "retrain.csv"
     ) -> tuple[nn.Module, float]:
         """Trains a net on; returns it with its averaged weights and how long all its trainings took."""
         if steps:
             self.ranks.order("retrain", widths=widths, steps=steps)
-            store, metrics = CheckpointStore(self.run.checkpoints, name), MetricsLog(folder.path / "retrain.csv")
+            store, metrics = CheckpointStore(self.run.checkpoints, name), MetricsLog(folder.path / log)
             self.shop.retrain(net, steps, store=store, metrics=metrics, progress=self.progress)
-        rows = [MetricsLog(folder.path / file).rows() for file in ("metrics.csv", "retrain.csv")]
+        rows = [MetricsLog(folder.path / file).rows() for file in ("metrics.csv", log)]
         return net, sum(float(found[-1][3]) for found in rows if found)
 
     def _baseline(self, goal: AtomGoal, folder: NetFolder, name: str) -> tuple[Widths, nn.Module, float, list[float]]:
@@ -194,8 +195,8 @@ class GateWork(WidthWork):
         for number, widths in enumerate(found):
             generator = torch_generator(step_rng(request.seed, "weights", number))
             net = self.space.build(AtomArch(self.space.name, widths), generator=generator)
-            (folder.path / "retrain.csv").unlink(missing_ok=True) if number else None
-            net, spent = self._retrain(folder, f"{name}-{number}", widths, net, steps)
+            log = f"retrain-{number}.csv" if len(found) > 1 else "retrain.csv"
+            net, spent = self._retrain(folder, f"{name}-{number}", widths, net, steps, log)
             seconds += spent
             if len(found) > 1:
                 recalibrate(net, net, self.calibration.images())

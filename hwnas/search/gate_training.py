@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -235,7 +235,6 @@ class GateTraining(ABC):
             "log_factor": self._controller.log_factor,
             "excess": self._excess,
             "fall": self._fall,
-            "landing": None if self.landing is None else asdict(self.landing),
         }
 
     def restore(self, state: dict[str, Any]) -> None:

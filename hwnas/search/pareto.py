@@ -71,7 +71,7 @@ def front_level(evaluated: Sequence[tuple[Arch, float]], prices: Prices, limit: 
     Args:
         evaluated: everything that was scored, with accuracies 0 to 1.
         prices: of the cost that the accuracy is held against.
-        limit: what the most expensive architecture costs, if that is less.
+        limit: the largest budget; beyond what the most expensive architecture costs it is cut off.
     """
     from pymoo.indicators.hv import HV
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwnas.atom_costs import AtomCost, cheapest
-from hwnas.budget import Budget, format_cost
+from hwnas.budget import Budget, at_least
 from hwnas.errors import ClaimError, HwnasError
 from hwnas.progress import NullProgress, Progress
 from hwnas.runs import RunFolder
@@ -77,8 +77,10 @@ def make_goal(request: AtomRequest, budgets: Sequence[Budget]) -> AtomGoal:
         cost = request.costs[budget.cost]
         least = cost.upper(cheapest(space, cost))
         if least > budget.limit:
-            text = format_cost(budget.cost, least)
-            raise ClaimError(f"no architecture of {space.name} meets {budget}: the cheapest one's upper end is {text}")
+            text = at_least(budget.cost, least)
+            raise ClaimError(
+                f"no architecture of {space.name} meets {budget}: for the cheapest one's upper end give {text} or more"
+            )
         limits.append(Limit(cost, budget.limit))
     facts = [
         identity(request),

@@ -73,6 +73,23 @@ def model(make_model: MakeModel) -> LatencyModel:
     return make_model(kernels_of(TINY), calibration_nets(TINY))
 
 
+def test_a_model_corrects_operators_for_itself_not_in_the_table(model: LatencyModel) -> None:
+    with LatencyTable.open(model.path) as table:
+        first, second, plain = (LatencyModel(table, calibrate_on=chosen) for chosen in (None, None, lambda _: False))
+        assert any(first.operators[key] != plain.operators[key] for key in plain.operators)
+        assert first.operators == second.operators == model.operators
+        assert plain.operators == table.operators()
+        assert all(plain.operators[op.key].latency_ms == pytest.approx(true_ms(op)) for op in kernels_of(TINY))
+
+
+def test_one_group_of_networks_is_all_there_is_to_calibrate_on(model: LatencyModel) -> None:
+    """What operators add up to by themselves is calibrated as networks of their input shape are."""
+    assert model.pooled is model.calibration(TINY.input_shape)
+    ops = kernels_of(TINY)[:3]
+    summed = sum(model.operators[op.key].latency_ms for op in ops)
+    assert model.sum_of(ops, TINY.input_shape) == pytest.approx(model.pooled.slope * summed)
+
+
 def test_a_prediction_is_the_calibrated_sum_of_its_operators(model: LatencyModel) -> None:
     network = TINY.network(TINY.sample(np.random.default_rng(1)))
     found = model.predict(network)

@@ -57,7 +57,7 @@ PUBLISHED = space_of("atomnas-c")
 class Device:
     """A made-up device that computes channels in blocks of 16, with some nanoseconds for every kernel."""
 
-    def sum_of(self, ops: Sequence[Op]) -> float:
+    def sum_of(self, ops: Sequence[Op], _: tuple[int, ...] = ()) -> float:
         return sum(self.of(op) for op in ops)
 
     def of(self, op: Op) -> float:
@@ -340,7 +340,7 @@ def test_without_a_budget_the_penalty_stays(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_budget_that_nothing_meets_is_refused_at_once(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ClaimError, match="the cheapest one's upper end is"):
+    with pytest.raises(ClaimError, match="the cheapest one's upper end give .* ms or more"):
         search_atoms(request(data, tmp_path / "run", share=1e-3), NullProgress())
     assert not (tmp_path / "run").exists()
 

@@ -7,6 +7,7 @@ turns: in deployment a new batch is not in the cache either.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsFloat
@@ -249,15 +250,15 @@ class EngineClock(KernelClock):
         self._cuda, self._watch = cuda, watch
         self.state: Mapping[str, Any] = {}
         self._whole = EngineSession([Loaded(engine, cuda)], cuda, watch)
-        try:
-            self._build = Loaded(engine, cuda)
-        except BaseException:
-            self._whole.close()
-            raise
-        self._layers = layers_of_inspector(self._build.layers_json())
         self._times: dict[str, list[float]] = {}
-        self._profiler = _new_profiler(self._times)  # TensorRT keeps no reference
-        self._build.context.profiler = self._profiler
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._whole.close)
+            self._build = Loaded(engine, cuda)
+            undo.callback(self._build.release)
+            self._layers = layers_of_inspector(self._build.layers_json())
+            self._profiler = _new_profiler(self._times)  # TensorRT keeps no reference
+            self._build.context.profiler = self._profiler
+            undo.pop_all()
 
     def time_kernels(self, runs: int) -> list[KernelTime]:
         settle(lambda: self._whole.times(0, 1), self._watch.read)
