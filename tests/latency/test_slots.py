@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from hwnas.costs import macs_cost
 from hwnas.latency.covers import MOST, TIMES, cover_archs
 from hwnas.latency.lowering import lowering
 from hwnas.latency.plan import CALIBRATION_NETWORKS, calibration_archs
@@ -61,8 +62,20 @@ def test_prices_are_sums_over_kernels_and_extremes_are_extreme(name: str, block:
             assert (sign * prices.total(near) >= sign * prices.total_of(found) - 1e-12).all()
 
 
+def test_covers_are_cheap_middling_and_expensive_networks() -> None:
+    """Uniform draws lie in a fifth of the range: no cheap kernel is then timed among cheap ones."""
+    space, kernels = lowered("fbnet", 8)
+    macs = np.array([space.network(arch).macs for arch in cover_archs(space, kernels)])
+    prices = macs_cost(space).prices
+    least, most = (prices.total_of(genes) for genes in (prices.cheapest(), prices.dearest()))
+    places = (macs - least) / (most - least)
+    assert places.min() < 0.15
+    assert places.max() > 0.7
+    assert ((places > 0.25) & (places < 0.6)).sum() >= 3
+
+
 @pytest.mark.parametrize(("name", "block"), CASES)
-def test_covers_have_every_kernel_twice_and_no_calibration_network(name: str, block: int) -> None:
+def test_covers_have_every_kernel_often_and_no_calibration_network(name: str, block: int) -> None:
     space, kernels = lowered(name, block)
     calibration = calibration_archs(space, CALIBRATION_NETWORKS)
     found = cover_archs(space, kernels, without=calibration)

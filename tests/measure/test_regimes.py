@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hwnas.latency.levels import OVERHEAD, Levels, NetworkVisit
+from hwnas.latency.levels import OVERHEAD, Levels, NetworkVisit, level_of
 from hwnas.measure.regimes import LEAST_ENTRIES, regimes
 
 ENTRIES, PASSES = 12, 20
@@ -92,3 +92,13 @@ def test_kernels_are_corrected_as_their_network_is_and_timing_costs_are_taken_of
     assert found["shuffle"].latency_ms == pytest.approx(0.2, rel=0.02)
     assert found["sensitive"].latency_ms == pytest.approx(0.3, rel=0.02)
     assert found["kernel"].samples == 9 * 6 * 4  # of the quiet visits
+
+
+@pytest.mark.parametrize("count", [8, 40])
+def test_intervals_of_levels_hold_as_often_as_they_say(count: int) -> None:
+    """The truth is the quantile of all visits that there could be."""
+    truth, held = float(np.exp(0.02 * -0.6745)), []
+    for seed in range(400):
+        found = level_of(0.02 * np.random.default_rng(seed).standard_normal(count), count)
+        held.append(found.low_ms <= truth <= found.high_ms)
+    assert 0.84 <= np.mean(held) <= 0.95
