@@ -79,7 +79,7 @@ def make_goal(request: AtomRequest, budgets: Sequence[Budget]) -> AtomGoal:
         if least > budget.limit:
             text = at_least(budget.cost, least)
             raise ClaimError(
-                f"no architecture of {space.name} meets {budget}: for the cheapest one's upper end give {text} or more"
+                f"no architecture of {space.name} meets {budget}: give {text} or more, the upper end of the cheapest one"
             )
         limits.append(Limit(cost, budget.limit))
     facts = [
