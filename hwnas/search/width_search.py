@@ -79,7 +79,8 @@ def make_goal(request: AtomRequest, budgets: Sequence[Budget]) -> AtomGoal:
         if least > budget.limit:
             text = at_least(budget.cost, least)
             raise ClaimError(
-                f"no architecture of {space.name} meets {budget}: give {text} or more, the upper end of the cheapest one"
+                f"no architecture of {space.name} meets {budget}: "
+                f"give {text} or more, the upper end of the cheapest one"
             )
         limits.append(Limit(cost, budget.limit))
     facts = [
