@@ -2,9 +2,10 @@
 
 The straightforward one has the published code's habits: plain (NCHW) tensors, penalties as terms of the loss, and a
 Python loop over all tensors for weight decay, RMSProp and the moving averages. Both start from the same weights and see
-the same images; steps are interleaved, and the losses must agree.
+the same images, each in a process of its own; steps are taken in turns, and the losses must agree. A third process is
+hwnas as it trains: with the memory that it keeps (`hwnas.train.process`).
 
-    python benchmarks/atomnas_step.py --space atomnas-c --batch 8 --steps 5
+    python benchmarks/atomnas_step.py --space atomnas-c --batch 8 --steps 20
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from __future__ import annotations
 import argparse
 import time
 from copy import deepcopy
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from resource import RUSAGE_SELF, getrusage
 from statistics import median
 
 import torch
@@ -23,10 +28,12 @@ from hwnas.nn.shrink import importances, remove_atoms
 from hwnas.search.atom_training import AtomTraining
 from hwnas.spaces import AtomSpace, find_space
 from hwnas.train.ema import decay_at
+from hwnas.train.process import keep_freed_memory
 from hwnas.train.recipe import Atoms
 from hwnas.train.rmsprop import RMSProp
 
 PENALTY, DECAY, LR, L2 = 1e-4, 0.9999, 1e-3, 1e-5
+PLAIN, DEFAULT, KEPT = WHICH = ("straightforward", "hwnas, memory as usual", "hwnas, memory kept")
 
 
 class Plain:
@@ -104,39 +111,85 @@ def both(space: AtomSpace, dtype: torch.dtype = torch.float32) -> tuple[Ours, Pl
     return ours, Plain(net, ours.hooks._prices)
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What a step is of."""
+
+    space: str
+    batch: int
+    threads: int
+
+
+def work(pipe: Connection, sizes: Sizes, which: str) -> None:
+    """A process: takes a step at every word, and tells its seconds, its loss, the bookkeeping's share and the peak."""
+    torch.set_num_threads(sizes.threads)
+    if which == KEPT:
+        keep_freed_memory()
+    space = atom_space(sizes.space)
+    ours, plain = both(space)
+    stepper: Ours | Plain = plain if which == PLAIN else ours
+    del ours, plain
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(sizes.batch, *space.input_shape, generator=generator).to(memory_format=torch.channels_last)
+    labels = torch.arange(sizes.batch) % space.num_classes
+    while pipe.recv():
+        began = time.perf_counter()
+        loss = stepper.step(images, labels)
+        seconds = time.perf_counter() - began
+        pipe.send((seconds, loss, getattr(stepper, "beside_s", 0.0) / seconds, peak_mib()))
+    if isinstance(stepper, Ours):
+        began = time.perf_counter()
+        dead = {ref: torch.arange(len(gamma)) % 3 == 0 for ref, gamma in importances(stepper.net).items()}
+        remove_atoms(stepper.net, dead, optimizer=stepper.hooks.optimizer, shadows=[stepper.hooks.ema.shadow])
+        pipe.send(time.perf_counter() - began)
+
+
+def atom_space(name: str) -> AtomSpace:
+    """A space of atoms."""
+    space = find_space(name)
+    assert isinstance(space, AtomSpace)
+    return space
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held."""
+    return getrusage(RUSAGE_SELF).ru_maxrss / 1024
+
+
 def main() -> None:
+    """Prints ratios of medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", default="atomnas-c")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    space = find_space(args.space)
-    assert isinstance(space, AtomSpace)
-    ours, plain = both(space)
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(args.batch, *space.input_shape, generator=generator).to(memory_format=torch.channels_last)
-    labels = torch.arange(args.batch) % space.num_classes
-    times: dict[str, list[float]] = {"plain": [], "hwnas": []}
-    beside, worst = [], 0.0
+    sizes = Sizes(args.space, args.batch, args.threads)
+    context = get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    for which in WHICH:
+        pipes[which], theirs = context.Pipe()
+        context.Process(target=work, args=(theirs, sizes, which), daemon=True).start()
+    rows: dict[str, list[tuple[float, float, float, float]]] = {which: [] for which in WHICH}
     for _ in range(args.steps):
-        losses = {}
-        for name, kind in (("plain", plain), ("hwnas", ours)):
-            began = time.perf_counter()
-            losses[name] = kind.step(images, labels)
-            times[name].append(time.perf_counter() - began)
-        beside.append(ours.beside_s / times["hwnas"][-1])
-        worst = max(worst, abs(losses["hwnas"] / losses["plain"] - 1))
-    slow, fast = median(times["plain"][1:]), median(times["hwnas"][1:])
-    print(f"{args.space}, {space.input_shape[1]} px, batch {args.batch}, {args.threads} threads, {args.steps} steps")
-    print(f"straightforward {slow:.3f} s a step, hwnas {fast:.3f} s: {slow / fast:.2f} times as fast")
-    print(f"penalty, averages and bookkeeping: {100 * median(beside):.1f}% of the step")
-    print(f"losses differ by {100 * worst:.3g}% at most")
-    began = time.perf_counter()
-    dead = {ref: torch.arange(len(gamma)) % 3 == 0 for ref, gamma in importances(ours.net).items()}
-    remove_atoms(ours.net, dead, optimizer=ours.hooks.optimizer, shadows=[ours.hooks.ema.shadow])
-    print(f"removing a third of all {space.supernet_arch.atoms} atoms: {time.perf_counter() - began:.2f} s")
+        for which, pipe in pipes.items():
+            pipe.send(True)
+            rows[which].append(pipe.recv())
+    for pipe in pipes.values():
+        pipe.send(False)
+    losses = {which: [row[1] for row in rows[which]] for which in WHICH}
+    shape = atom_space(args.space).input_shape
+    print(f"{args.space}, {shape[1]} px, batch {args.batch}, {args.threads} threads, {args.steps} steps in turns")
+    for which in WHICH:
+        ratio = median(slow[0] / fast[0] for slow, fast in zip(rows[PLAIN][1:], rows[which][1:], strict=True))
+        seconds, peak = median(row[0] for row in rows[which][1:]), rows[which][-1][3]
+        print(f"  {which:24} {seconds:.3f} s a step, {ratio:.2f} times as fast, peak {peak:.0f} MiB")
+    beside = median(row[2] for row in rows[KEPT][1:])
+    print(f"penalty, averages and bookkeeping: {100 * beside:.1f}% of the step")
+    first, last = (100 * abs(losses[KEPT][at] / losses[PLAIN][at] - 1) for at in (0, -1))
+    print(f"losses differ by {first:.2g}% in the first step, {last:.2g}% in the last: single precision drifts apart")
+    atoms = atom_space(args.space).supernet_arch.atoms
+    print(f"removing a third of all {atoms} atoms: {pipes[KEPT].recv():.2f} s")
 
 
 if __name__ == "__main__":

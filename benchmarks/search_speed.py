@@ -32,6 +32,7 @@ from hwnas.spaces import Arch, Space, get_space
 from hwnas.train.data import DataInfo, DataSplits, Images, Normalisation
 from hwnas.train.evaluate import Evaluator
 from hwnas.train.loop import Batches, make_optimizer
+from hwnas.train.process import prepare_process
 from hwnas.train.recipe import Phase, Scoring
 
 
@@ -236,7 +237,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="only check that the parts run: the figures mean nothing")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    prepare_process(options.threads)
     sizes = QUICK if options.quick else FULL
     missed = [name for name in options.parts or PARTS if not PARTS[name](sizes)]
     if options.quick:

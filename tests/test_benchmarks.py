@@ -312,7 +312,7 @@ def test_predictions_are_printed_with_and_without_plots(
         assert (tmp_path / "proxyless-b1-t1.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_atomnas_step_is_that_of_the_straightforward_implementation() -> None:
+def test_an_atomnas_step_is_that_of_the_straightforward_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
     """In double precision the losses of twenty steps and the averages are equal; in single they drift apart."""
     import torch
 
@@ -323,6 +323,7 @@ def test_an_atomnas_step_is_that_of_the_straightforward_implementation() -> None
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "atomnas_step", module)
     spec.loader.exec_module(module)
     space = AtomSpace("few", AtomTable(4, 4, (Stage(6, 2, 2), Stage(8, 1, 2)), 16, expand=2), (3, 16, 16), 4)
     ours, plain = module.both(space, torch.float64)

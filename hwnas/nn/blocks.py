@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hwnas.nn.depthwise import DepthwiseConv2d
 from hwnas.nn.quantise import QuantConv2d
 from hwnas.spaces.atoms import AtomBlock
 from hwnas.spaces.chain import Block, ConvSpec, NetSpec, ShuffleSpec
@@ -17,16 +18,18 @@ from hwnas.spaces.mobile import MBConv, Pointwise
 from hwnas.spaces.resnet import MaxPool, QuantBlock
 from hwnas.spaces.shufflenet import ShuffleBlock
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "": nn.Identity,
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
+    "relu": partial(nn.ReLU, inplace=True),
+    "relu6": partial(nn.ReLU6, inplace=True),
     "silu": nn.SiLU,
     "sigmoid": nn.Sigmoid,
 }
 
 
 def _conv(spec: ConvSpec) -> nn.Conv2d:
+    if spec.groups == spec.cin == spec.cout > 1:
+        return DepthwiseConv2d(spec.cin, spec.kernel, spec.stride)
     return nn.Conv2d(spec.cin, spec.cout, spec.kernel, spec.stride, spec.kernel // 2, groups=spec.groups, bias=False)
 
 

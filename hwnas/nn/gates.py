@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hwnas.errors import HwnasError
 from hwnas.nn.cut import Readable, cut
+from hwnas.nn.depthwise import DepthwiseConv2d
 from hwnas.ops import Shape
 
 TAU = 1e-3
@@ -72,6 +73,10 @@ class GatedConv(_Gated, nn.Conv2d):
         return y if self.mask is None else y * self.mask.to(y).view(-1, 1, 1)
 
 
+class GatedDepthwiseConv(GatedConv, DepthwiseConv2d):
+    """A depthwise convolution whose output is multiplied by the mask."""
+
+
 class GatedLinear(_Gated, nn.Linear):
     """A linear layer whose output is multiplied by the mask."""
 
@@ -84,6 +89,7 @@ KINDS: dict[type[nn.Module], type[_Gated]] = {
     nn.BatchNorm2d: GatedNorm,
     nn.BatchNorm1d: GatedNorm1d,
     nn.Conv2d: GatedConv,
+    DepthwiseConv2d: GatedDepthwiseConv,
     nn.Linear: GatedLinear,
 }
 """What each layer becomes."""

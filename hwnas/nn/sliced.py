@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hwnas.nn.blocks import ACTIVATIONS, Norm, QuantUnit, ShuffleUnit, block_module
+from hwnas.nn.depthwise import depthwise_conv2d
 from hwnas.nn.quantise import QuantConv2d
 from hwnas.spaces.chain import Block, ConvSpec
 from hwnas.spaces.resnet import QuantBlock
@@ -31,11 +32,9 @@ class SlicedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor, spec: ConvSpec) -> Tensor:  # type: ignore[override]
         """As many channels of `x` as arrive, to as many as `spec` says."""
-        channels = x.shape[1]
-        depthwise = self.groups > 1
-        weight = self.weight[: spec.cout] if depthwise else self.weight[: spec.cout, :channels]
-        groups = channels if depthwise else 1
-        return functional.conv2d(x, weight, None, self.stride, self.padding, self.dilation, groups)
+        if self.groups > 1:
+            return depthwise_conv2d(x, self.weight[: spec.cout], self.stride[0])
+        return functional.conv2d(x, self.weight[: spec.cout, : x.shape[1]], None, self.stride, self.padding)
 
 
 class SlicedQuantConv2d(QuantConv2d):

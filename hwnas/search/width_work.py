@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from hwnas.errors import ClaimError, HwnasError
 from hwnas.progress import Progress
 from hwnas.runs import RunFolder
@@ -17,6 +15,7 @@ from hwnas.search.width_search import AtomGoal, AtomRequest, make_goal
 from hwnas.spaces.widths import AtomArch
 from hwnas.train.evaluate import recalibration_images
 from hwnas.train.loop import Batches
+from hwnas.train.process import prepare_process
 from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Phase
 
@@ -29,7 +28,7 @@ class WidthShop(ABC):
     """
 
     def __init__(self, request: AtomRequest, progress: Progress, ranks: Ranks) -> None:
-        torch.set_num_threads(request.threads)
+        prepare_process(request.threads)
         self.request, self.progress, self.ranks = request, progress, ranks
         self.device = request.device if ranks is SOLO else ranks.device
         self.splits = load_splits(request, progress, ranks)

@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from hwnas.progress import NullProgress, Progress
 from hwnas.search.data import load_splits
 from hwnas.search.request import SearchRequest
@@ -17,6 +15,7 @@ from hwnas.train.evaluate import Evaluator
 from hwnas.train.finish import train_net
 from hwnas.train.loop import Batches, MetricsLog, train_supernet
 from hwnas.train.paths import make_paths
+from hwnas.train.process import prepare_process
 from hwnas.train.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class Workshop:
     evaluator: Evaluator
 
     def __init__(self, request: SearchRequest, progress: Progress, ranks: Ranks) -> None:
-        torch.set_num_threads(request.threads)
+        prepare_process(request.threads)
         self.request, self.progress, self.ranks = request, progress, ranks
         self.paths = make_paths(request.space, request.recipe.sampling, request.costs, request.seed)
         self.splits = load_splits(request, progress, ranks)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from hwnas.nn.blocks import Dropout
+from hwnas.nn.depthwise import DepthwiseConv2d
 from hwnas.nn.quantise import QuantConv2d
 from hwnas.ops import Op, Shape
 from hwnas.trace.graph import BIAS, PAD, SCALE, SHIFT, Graph, Value, broadcast_mul, is_channel_axis
@@ -308,6 +309,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.Conv2d: _conv_layer,
+    DepthwiseConv2d: _conv_layer,
     QuantConv2d: _quant_conv,
     nn.Linear: lambda call, layer, x: _linear(call, x, layer.weight, layer.bias),
     nn.MaxPool2d: lambda call, layer, x: _max_pool(

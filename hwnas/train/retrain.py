@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -32,6 +31,7 @@ from hwnas.train.data import DataSplits
 from hwnas.train.evaluate import accuracy
 from hwnas.train.finish import accuracy_at_last, train_net, write_net
 from hwnas.train.loop import MetricsLog
+from hwnas.train.process import prepare_process
 from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Phase
 
@@ -110,7 +110,7 @@ def follow_training(request: TrainRequest, ranks: Ranks) -> None:
 
 
 def _read_data(request: TrainRequest, size: int, classes: int, progress: Progress, ranks: Ranks) -> DataSplits:
-    torch.set_num_threads(request.threads)
+    prepare_process(request.threads)
     return read_splits(
         request.data,
         size=size,
