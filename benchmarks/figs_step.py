@@ -20,6 +20,7 @@ from hwnas.nn.gates import GatedNet
 from hwnas.search.figs_training import FigsTraining
 from hwnas.spaces import GateSpace, find_space
 from hwnas.train.loop import make_optimizer
+from hwnas.train.process import prepare_process
 from hwnas.train.recipe import Gates, Phase
 
 WARM = 2
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    prepare_process(options.threads)
     for text in options.what:
         name, pixels, batch = text.rsplit(":", 2)
         compare(name, int(pixels), int(batch), options.pairs)
