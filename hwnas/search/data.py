@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import HwnasError
 from hwnas.progress import Progress
 from hwnas.runs import RunFolder, read_json
-from hwnas.search.request import Asked
+from hwnas.search.request import Request
 from hwnas.train.ranks import SOLO, Ranks
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def read_splits(
     return splits
 
 
-def load_splits(request: Asked, progress: Progress, ranks: Ranks = SOLO) -> DataSplits:
+def load_splits(request: Request[Any, Any], progress: Progress, ranks: Ranks = SOLO) -> DataSplits:
     """A search's images; see `read_splits` for what may be wrong with them."""
     space = request.space
     return read_splits(
@@ -61,7 +61,7 @@ def load_splits(request: Asked, progress: Progress, ranks: Ranks = SOLO) -> Data
     )
 
 
-def keep_data(request: Asked, run: RunFolder, splits: DataSplits) -> None:
+def keep_data(request: Request[Any, Any], run: RunFolder, splits: DataSplits) -> None:
     """Notes in the run what its images are.
 
     Raises:

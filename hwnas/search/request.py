@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -35,32 +35,13 @@ class Described(Protocol):
     num_classes: int
 
 
-class Asked(Protocol):
-    """What every search is asked for, whatever its space is made of."""
-
-    @property
-    def space(self) -> Described: ...
-    @property
-    def data(self) -> str: ...
-    @property
-    def budgets(self) -> Sequence[Sequence[Budget]]: ...
-    @property
-    def recipe(self) -> Recipe: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def threads(self) -> int: ...
-    @property
-    def method(self) -> str: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def notes(self) -> Mapping[str, Any]: ...
+S = TypeVar("S", bound=Described)
+C = TypeVar("C")
 
 
 @dataclass(frozen=True, slots=True)
-class SearchRequest:
-    """A search, fully resolved.
+class Request(Generic[S, C]):
+    """What every search is asked for, whatever its space is made of, fully resolved.
 
     Attributes:
         space: of the data's image size and number of classes.
@@ -68,31 +49,42 @@ class SearchRequest:
         budgets: one inner list for each net that is wanted, all of whose budgets it must meet; an empty inner list is
             a search without a limit.
         costs: by name, of `space`; those that the budgets name, and `latency` where there is a table.
-        recipe: training, scoring, evolution, fine-tuning.
+        recipe: of training, and of whatever else the method does.
         out: the run folder.
         seed: of everything random.
         threads: of torch.
-        method: ``spos``, or ``random``: the baseline alone.
+        method: by its name on the command line.
         device: of torch, ``cpu`` or ``cuda``; which GPU is the `Ranks`' to say.
-        baseline: searches at random under the same budgets too (method spos).
-        front: 0 looks for the best net under its budgets; else for up to so many nets of the front of accuracy against
-            the first budget's cost (method spos).
         notes: anything else to keep in run.toml, such as the latency table and its fingerprint.
     """
 
-    space: Space
+    space: S
     data: str
     budgets: Sequence[Sequence[Budget]]
-    costs: Mapping[str, Cost]
+    costs: Mapping[str, C]
     recipe: Recipe
     out: Path
     seed: int = 0
     threads: int = 1
-    method: str = "spos"
+    method: str = ""
     device: str = "cpu"
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest(Request[Space, Cost]):
+    """A search in a space of slots.
+
+    Attributes:
+        method: ``spos``, or ``random``: the baseline alone.
+        baseline: searches at random under the same budgets too (method spos).
+        front: 0 looks for the best net under its budgets; else for up to so many nets of the front of accuracy against
+            the first budget's cost (method spos).
+    """
+
+    method: str = "spos"
     baseline: bool = True
     front: int = 0
-    notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_baseline(self) -> bool:
@@ -191,7 +183,7 @@ def net_name(budgets: Sequence[Budget]) -> str:
     return "-".join(parts) or "unlimited"
 
 
-def identity(request: Asked) -> dict[str, Any]:
+def identity(request: Request[Any, Any]) -> dict[str, Any]:
     """What the supernet depends on: a run folder belongs to one such set."""
     return {
         "method": request.method,
@@ -210,7 +202,7 @@ def slot_identity(request: SearchRequest) -> dict[str, Any]:
     return {**identity(request), "sampling": sampling_identity(request.recipe.sampling, request.costs)}
 
 
-def configuration(request: Asked) -> dict[str, Any]:
+def configuration(request: Request[Any, Any]) -> dict[str, Any]:
     """The rest of what run.toml keeps."""
     return {
         "budgets": [[asdict(budget) for budget in budgets] for budgets in request.budgets],

@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hwnas.atom_costs import AtomCost, cheapest
@@ -21,11 +20,10 @@ from hwnas.errors import ClaimError, HwnasError
 from hwnas.progress import NullProgress, Progress
 from hwnas.runs import RunFolder
 from hwnas.search.atom_projection import Limit
-from hwnas.search.request import SearchOutcome, configuration, finished, identity, net_name
+from hwnas.search.request import Request, SearchOutcome, configuration, finished, identity, net_name
 from hwnas.spaces.gated import GateSpace
 from hwnas.spaces.widths import WidthSpace
 from hwnas.train.ranks import SOLO, Ranks
-from hwnas.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from hwnas.search.width_work import WidthShop
@@ -37,20 +35,10 @@ GATE_METHODS = ("figs", "morphnet", "width", "random")
 
 
 @dataclass(frozen=True, slots=True)
-class AtomRequest:
-    """A search among atoms or gated channels, resolved; its parts are those of `hwnas.search.request.SearchRequest`."""
+class AtomRequest(Request[WidthSpace, AtomCost]):
+    """A search among atoms or gated channels."""
 
-    space: WidthSpace
-    data: str
-    budgets: Sequence[Sequence[Budget]]
-    costs: Mapping[str, AtomCost]
-    recipe: Recipe
-    out: Path
-    seed: int = 0
-    threads: int = 1
     method: str = "atomnas"
-    device: str = "cpu"
-    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
