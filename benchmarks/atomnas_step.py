@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.atom_costs import CountCost
+from hwnas.errors import HwnasError
 from hwnas.nn.blocks import ChainNet
 from hwnas.nn.shrink import importances, remove_atoms
 from hwnas.search.atom_training import AtomTraining
@@ -145,9 +146,14 @@ def work(pipe: Connection, sizes: Sizes, which: str) -> None:
 
 
 def atom_space(name: str) -> AtomSpace:
-    """A space of atoms."""
+    """A space of atoms.
+
+    Raises:
+        HwnasError: it is none.
+    """
     space = find_space(name)
-    assert isinstance(space, AtomSpace)
+    if not isinstance(space, AtomSpace):
+        raise HwnasError(f"{name} is no space of atoms: give atomnas-a, -b, -c or -tiny")
     return space
 
 
@@ -164,12 +170,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    if args.steps < 2:
+        parser.error("--steps: give 2 or more; the first one does not count")
+    try:
+        space = atom_space(args.space)
+    except HwnasError as error:
+        parser.error(str(error))
     sizes = Sizes(args.space, args.batch, args.threads)
     context = get_context("spawn")
     pipes: dict[str, Connection] = {}
     for which in WHICH:
         pipes[which], theirs = context.Pipe()
         context.Process(target=work, args=(theirs, sizes, which), daemon=True).start()
+        theirs.close()  # so that a process that dies is noticed
     rows: dict[str, list[tuple[float, float, float, float]]] = {which: [] for which in WHICH}
     for _ in range(args.steps):
         for which, pipe in pipes.items():
@@ -178,7 +191,7 @@ def main() -> None:
     for pipe in pipes.values():
         pipe.send(False)
     losses = {which: [row[1] for row in rows[which]] for which in WHICH}
-    shape = atom_space(args.space).input_shape
+    shape, atoms = space.input_shape, space.supernet_arch.atoms
     print(f"{args.space}, {shape[1]} px, batch {args.batch}, {args.threads} threads, {args.steps} steps in turns")
     for which in WHICH:
         ratio = median(slow[0] / fast[0] for slow, fast in zip(rows[PLAIN][1:], rows[which][1:], strict=True))
@@ -188,7 +201,6 @@ def main() -> None:
     print(f"penalty, averages and bookkeeping: {100 * beside:.1f}% of the step")
     first, last = (100 * abs(losses[KEPT][at] / losses[PLAIN][at] - 1) for at in (0, -1))
     print(f"losses differ by {first:.2g}% in the first step, {last:.2g}% in the last: single precision drifts apart")
-    atoms = atom_space(args.space).supernet_arch.atoms
     print(f"removing a third of all {atoms} atoms: {pipes[KEPT].recv():.2f} s")
 
 

@@ -12,8 +12,8 @@ import argparse
 import statistics
 import time
 
-import numpy as np
 import torch
+from search_speed import interval
 from torch import nn
 
 from hwnas.nn import depthwise
@@ -25,7 +25,7 @@ SPACES = ("proxyless-tiny", "spos-shufflenet-tiny", "fbnet-tiny", "atomnas-tiny"
 
 def seconds(net: nn.Module, images: torch.Tensor, *, tiles: bool) -> float:
     """Of one forward and backward pass."""
-    depthwise._FAST_HERE = tiles
+    depthwise.TILED = tiles
     began = time.perf_counter()
     net.zero_grad()
     nn.functional.cross_entropy(net(images), torch.arange(len(images)) % 10).backward()
@@ -39,7 +39,6 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=15)
     options = parser.parse_args()
     prepare_process(options.threads)
-    rng = np.random.default_rng(0)
     for name in SPACES:
         space = find_space(name)
         generator = torch.Generator().manual_seed(0)
@@ -60,7 +59,7 @@ def main() -> None:
             pairs.append((taken[False], taken[True]))
         pairs = pairs[2:]
         ratios = [slow / fast for slow, fast in pairs]
-        low, high = np.quantile(np.median(rng.choice(ratios, (4000, len(ratios))), axis=1), [0.025, 0.975])
+        low, high = interval(ratios)
         slow, fast = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
         print(f"{name:22} batch {batch:2}: torch {slow:7.1f} ms, hwnas {fast:7.1f} ms, "
               f"{statistics.median(ratios):.2f} times as fast (95%: {low:.2f} to {high:.2f})", flush=True)  # fmt: skip

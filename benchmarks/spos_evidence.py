@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from evidence import gist, mean_interval, verdict
 from scipy.stats import kendalltau
 
@@ -45,6 +44,7 @@ from hwnas.train.evaluate import Evaluator, accuracy
 from hwnas.train.finish import train_net
 from hwnas.train.loop import Batches, train_supernet
 from hwnas.train.paths import make_paths
+from hwnas.train.process import prepare_process
 from hwnas.train.recipe import Phase, Sampling, Scoring
 
 BUDGET = 0.5
@@ -122,7 +122,7 @@ class Bench:
     """The data, and what is trained on it, by name."""
 
     def __init__(self, work: Path, threads: int, sizes: Sizes = FULL) -> None:
-        torch.set_num_threads(threads)
+        prepare_process(threads)
         self.sizes = sizes
         self.work, self.threads, self.progress = work, threads, RichProgress()
         self.splits = load_data("fashion-mnist", seed=0)

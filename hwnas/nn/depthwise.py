@@ -29,7 +29,8 @@ With stride 2 oneDNN's kernel does not take seven rows.
 LEAST_MACS = 2_800_000
 """With less to compute the further calls cost more than they save; the same goes for maps smaller than the kernel."""
 
-_FAST_HERE = platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+TILED = platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+"""Whether this is a processor, and a torch, whose oneDNN has those kernels."""
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -52,7 +53,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """
     kernel, channels = weight.shape[-1], weight.shape[0]
     fast = (
-        _FAST_HERE
+        TILED
         and (kernel, stride) in TILES
         and min(x.shape[2:]) >= kernel
         and _macs(x.shape, kernel, stride) >= LEAST_MACS
