@@ -23,7 +23,7 @@ from hwnas.latency.table import LatencyTable, MeasuredNetwork
 from hwnas.measure.lock import device_lock
 from hwnas.measure.passes import Entry, measure_in_passes
 from hwnas.measure.process import MeasurementError, MeasuringProcess, Subject
-from hwnas.measure.statistics import Estimate
+from hwnas.measure.statistics import Estimate, line_at
 from hwnas.network import Network
 from hwnas.ops import Shape
 from hwnas.progress import Progress
@@ -161,7 +161,10 @@ def verify(
             _measure(process, candidates, entries, rest, turn, shapes, log, progress)
             levels = Levels(log)
             now, level = levels.networks("now"), levels.networks("reference").get("reference")
-            drifts = [_drift(candidate, witnesses, table, now, level) for candidate in candidates]
+            drifts = [
+                _drift(candidate, entry, witnesses, table, now, level)
+                for candidate, entry in zip(candidates, entries, strict=True)
+            ]
             measured = [now[entry.subject.name] for entry in entries]
             judged = [raw if drift is None else drift.undo(raw) for raw, drift in zip(measured, drifts, strict=True)]
             if all(_clear(candidate, known) for candidate, known in zip(candidates, judged, strict=True)):
@@ -231,6 +234,7 @@ def _witnesses(
 
 def _drift(
     candidate: Candidate,
+    entry: Entry,
     witnesses: Sequence[tuple[MeasuredNetwork, Entry]],
     table: LatencyTable | None,
     now: Mapping[str, Estimate],
@@ -239,19 +243,19 @@ def _drift(
     """Time now over time at the table's level.
 
     Networks of one kind tell of each other: a net that stays in the cache does not feel what slows a large one down.
+    Small ones and large ones of a kind drift apart too, by some percent, so that a line over the logarithm of their
+    latencies says by how much one of the candidate's latency did.
     """
-    ratios = np.array(
-        [
-            now[entry.subject.name].latency_ms / then.measured.latency_ms
-            for then, entry in witnesses
-            if then.input_shape == candidate.network.input_shape
-        ]
-    )
-    if len(ratios):
-        middle = float(np.median(ratios))
-        # about the standard error of a median, from the median absolute deviation
-        error = 1.86 * float(np.median(np.abs(ratios - middle))) / middle / len(ratios) ** 0.5
-        return Drift(middle, error, "calibration networks measured again")
+    own = now[entry.subject.name].latency_ms
+    pairs = [
+        (then.measured.latency_ms, now[witness.subject.name].latency_ms)
+        for then, witness in witnesses
+        if then.input_shape == candidate.network.input_shape
+    ]
+    if pairs:
+        then_ms, now_ms = np.array(pairs).T
+        log_drift, error = line_at(np.log(now_ms), np.log(now_ms / then_ms), float(np.log(own)))
+        return Drift(float(np.exp(log_drift)), error, "calibration networks measured again")
     level = table.reference() if table is not None else None
     if level is None or reference is None or reference.samples < MIN_REFERENCE_SAMPLES:
         return None

@@ -20,7 +20,7 @@ from hwnas.latency.terms import GAPS, LAYERS
 from hwnas.latency.widths import NORMAL_90
 from hwnas.measure.regimes import LEAST_ENTRIES, regimes
 from hwnas.measure.runtimes.base import WHOLE
-from hwnas.measure.statistics import ESTIMATOR, Estimate, estimate
+from hwnas.measure.statistics import ESTIMATOR, Estimate, estimate, fastest_mean
 
 QUANTILE, NOISY_QUANTILE = 0.25, 0.5
 """Of a network's visits, regimes taken off: where its level is. What disturbs single visits only ever adds to them, so
@@ -48,9 +48,6 @@ OVERHEAD_KEYS = frozenset(("act 1x1x1>1x1x1 relu", "act 1x1x1>1x1x1 relu plain")
 
 SHORTEST_MS = 1e-5
 """What is left at least of a kernel when that is taken off."""
-
-KEPT = 0.75
-"""Share of a kernel's runs in a visit that are averaged, the fastest: a clock of whole microseconds wants a mean."""
 
 Samples = NDArray[np.float64]
 
@@ -227,8 +224,7 @@ class Levels:
         found = []
         for name, number, launches, samples in timed:
             if number in owner:
-                fastest = np.sort(samples)[: max(1, round(KEPT * len(samples)))]
-                value = float(fastest.mean()) * self._factor[number]
+                value = float(fastest_mean(samples)) * self._factor[number]
                 found.append(_Valued(name, number, owner[number], launches, value, len(samples)))
         return found
 

@@ -25,6 +25,15 @@ CONFIDENCE = 0.9
 
 RESAMPLES = 200
 
+KEPT = 0.75
+"""Share of a kernel's runs in a visit that are averaged, the fastest: a clock of whole microseconds wants a mean."""
+
+LEAST_FOR_LINE = 5
+"""Fewer points have no slope."""
+
+TRIMMED = 0.125
+"""Share of the lowest and of the highest values that a trimmed mean leaves out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -67,3 +76,34 @@ def estimate(visits: Sequence[NDArray[np.float64]]) -> Estimate:
     low, high = np.quantile(resampled, [tail, 1 - tail])
     half = max(0.0, point - float(low), float(high) - point)
     return Estimate(point, max(0.0, point - half), point + half, int(sum(map(len, visits))))
+
+
+def fastest_mean(samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of the fastest of the runs [..., runs]."""
+    kept = max(1, round(KEPT * samples.shape[-1]))
+    mean: NDArray[np.float64] = np.sort(samples, axis=-1)[..., :kept].mean(axis=-1)
+    return mean
+
+
+def trimmed_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of [..., n] without the lowest and the highest."""
+    count = values.shape[-1]
+    cut = int(TRIMMED * count)
+    mean: NDArray[np.float64] = np.sort(values, axis=-1)[..., cut : count - cut].mean(axis=-1)
+    return mean
+
+
+def line_at(x: NDArray[np.float64], y: NDArray[np.float64], place: float) -> tuple[float, float]:
+    """What a line through points says at `place`, and its standard error, about.
+
+    It is one that outliers do not bend: the median of the slopes between all pairs (Theil 1950, Sen 1968). Beyond the
+    points it goes on level.
+    """
+    first, second = np.triu_indices(len(x), 1)
+    apart = x[second] - x[first]
+    slopes = (y[second] - y[first])[apart != 0] / apart[apart != 0]
+    slope = float(np.median(slopes)) if len(x) >= LEAST_FOR_LINE and len(slopes) else 0.0
+    rest = y - slope * x
+    middle = float(np.median(rest))
+    error = 1.86 * float(np.median(np.abs(rest - middle))) / len(x) ** 0.5
+    return middle + slope * float(np.clip(place, x.min(), x.max())), error

@@ -49,6 +49,8 @@ build_table(profile, Path(sys.argv[1]), models=models, progress=NullProgress())
 
 CHAINS, KILLS = 2, 25
 PASSES = 500
+MOST_LINES = 40
+"""Measurements that are waited for before a kill, at most: all of them together are far from the whole."""
 EARLY = 0.25
 """Share of the kills at any moment from the start of the process on; the others come once it measures."""
 
@@ -112,8 +114,8 @@ def kill_again_and_again(path: Path, seed: int) -> int:
         if rng.random() < EARLY:
             time.sleep(rng.uniform(0, 1.2))
         else:
-            said = process.stdout.readline()
-            time.sleep(rng.uniform(0, 0.3))
+            said = "".join(process.stdout.readline() for _ in range(rng.integers(1, MOST_LINES)))
+            time.sleep(rng.uniform(0, 0.005))  # a measurement takes about as long
         process.kill()
         said += process.stdout.read()
         _, errors = process.communicate()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hwnas.measure.statistics import CONFIDENCE, FASTEST, Estimate, estimate
+from hwnas.measure.statistics import CONFIDENCE, FASTEST, Estimate, estimate, line_at
 
 times = st.floats(1e-3, 1e4)
 visits = st.lists(st.lists(times, min_size=1, max_size=6).map(np.asarray), min_size=1, max_size=8)
@@ -91,3 +91,19 @@ def test_scaling_keeps_latencies_above_zero() -> None:
     assert result.latency_ms == 0.25
     assert result.high_ms == 0.75
     assert 0 < result.low_ms < result.latency_ms
+
+
+def test_a_line_is_not_bent_by_outliers_and_goes_on_level() -> None:
+    x = np.arange(7.0)
+    y = 0.1 - 0.02 * x
+    y[3] += 5
+    for place, expected in ((2.5, 0.05), (6.0, -0.02), (99.0, -0.02), (-3.0, 0.1)):
+        assert line_at(x, y, place)[0] == pytest.approx(expected)
+    assert line_at(x, y, 2.0)[1] < 1e-9
+
+
+def test_few_points_have_no_slope_but_a_middle() -> None:
+    assert line_at(np.array([1.0, 2.0, 3.0]), np.array([0.0, 0.1, 0.3]), 3.0)[0] == pytest.approx(0.1)
+    assert line_at(np.ones(6), np.arange(6.0), 1.0)[0] == pytest.approx(2.5)
+    value, error = line_at(np.array([1.0]), np.array([0.2]), 7.0)
+    assert (value, error) == (pytest.approx(0.2), 0.0)

@@ -21,12 +21,16 @@ import onnxruntime as ort
 
 from hwnas.measure.runtimes.base import KernelClock, KernelTime
 from hwnas.measure.runtimes.scratch import scratch_folder
+from hwnas.measure.statistics import fastest_mean, trimmed_mean
 
 LEAST_S = 0.02
 """Short networks are run more often than is asked for, for about so long, and for a third of it before: the profiler's
 clock has whole microseconds, and what has just been loaded is not yet as fast as it will be."""
 
 MOST_RUNS = 200
+
+LEAST_KERNELS = 16
+"""Of fewer, the time that the profiler takes between two cannot be told from what its clock cuts off."""
 
 _KERNEL = "_kernel_time"
 
@@ -73,23 +77,57 @@ class OrtKernelClock(KernelClock):
 def _kernel_times(events: list[dict[str, Any]], kept: np.ndarray) -> list[KernelTime]:
     """The durations of each node in the last runs; of those that are kept."""
     durations: dict[str, list[float]] = {}
+    starts: dict[str, list[float]] = {}
     first: dict[str, dict[str, Any]] = {}
     for event in events:
         name = str(event.get("name", ""))
         if event.get("cat") == "Node" and name.endswith(_KERNEL):
-            durations.setdefault(name, []).append(event["dur"] / 1e3)
+            durations.setdefault(name, []).append(event["dur"])
+            starts.setdefault(name, []).append(event["ts"])
             first.setdefault(name, event["args"])
+    names = [name for name, times in durations.items() if len(times) >= len(kept)]
+    if not names:
+        return []
+    taken_us, at_us = (
+        np.array([times[name][-len(kept) :] for name in names], float)[:, kept] for times in (durations, starts)
+    )
+    samples_ms = (taken_us + lost_us(taken_us, at_us)[:, None]) / 1e3
     return [
         KernelTime(
             name.removesuffix(_KERNEL),
             str(first[name]["op_name"]),
             _shape(first[name]["input_type_shape"]),
             _shape(first[name]["output_type_shape"]),
-            tuple(np.asarray(times[-len(kept) :])[kept].tolist()),
+            tuple(samples.tolist()),
         )
-        for name, times in durations.items()
-        if len(times) >= len(kept)
+        for name, samples in zip(names, samples_ms, strict=True)
     ]
+
+
+def lost_us(taken_us: np.ndarray, at_us: np.ndarray) -> np.ndarray:
+    """What the clock of whole microseconds takes from each kernel more (or less: negative) than from the others.
+
+    The profiler cuts each duration down to whole microseconds. A kernel that takes 2.9 us whenever it runs is shown as
+    2 in every run, and no mean of runs tells it from one of 2.1. The moments at which kernels start are cut as well, but
+    they fall anywhere between two ticks, so that the mean time from one start to the next is true: the kernel, and what
+    the profiler does after it, which is about the same after each.
+
+    Args:
+        taken_us: durations as they are shown [kernels, runs].
+        at_us: when each began [kernels, runs].
+
+    Returns:
+        [kernels], at most half a microsecond either way; zeros where kernels are too few or do not run one by one.
+    """
+    count, runs = taken_us.shape
+    lost = np.zeros(count)
+    order = np.argsort(at_us[:, 0], kind="stable")
+    steps = np.diff(at_us[order], axis=0)
+    if count < LEAST_KERNELS or (steps < taken_us[order[:-1]]).any():
+        return lost
+    between = trimmed_mean(steps) - fastest_mean(taken_us[order[:-1]])
+    lost[order[:-1]] = np.clip(between - trimmed_mean(between), -0.5, 0.5)
+    return lost
 
 
 def _shape(tensors: list[dict[str, list[int]]]) -> tuple[int, ...]:
