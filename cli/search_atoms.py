@@ -50,10 +50,10 @@ def search_atoms(terminal: Terminal, asked: Shared) -> dict[str, Any] | None:
     check_calibrated(path, model, allowed=asked.allow_uncalibrated or not timed)
     costs: Mapping[str, AtomCost]
     if isinstance(space, GateSpace):
-        costs = gate_costs(space, model, recipe.gates.latency)
+        costs = gate_costs(space, model, recipe.gates.latency, stairs=recipe.gates.stairs)
     else:
         assert isinstance(space, AtomSpace)
-        costs = atom_costs(space, model)
+        costs = atom_costs(space, model, stairs=recipe.atoms.stairs)
 
     def resolved(spec: Any) -> Any:
         return spec.resolve_to(

@@ -29,7 +29,8 @@ class AtomCost(ABC):
 
     Attributes:
         name: ``latency``, ``macs`` or ``params``: what a `Budget` names.
-        in_stairs: only the numbers of atoms in `AtomSpace.stairs` have a price of their own.
+        in_stairs: branches of a net that it limits have a number of `WidthSpace.stairs` each; of a latency no other
+            number has a price.
     """
 
     name: str
@@ -39,7 +40,7 @@ class AtomCost(ABC):
 
     @abstractmethod
     def total(self, widths: Widths) -> float:
-        """What an architecture costs: exact, or predicted; in ms for latency. In stairs, as filled up to them."""
+        """What an architecture costs: exact, or predicted; in ms for latency, as if filled up to its stairs."""
 
     def upper(self, widths: Widths) -> float:
         """The one-sided upper end that feasibility is decided on."""
@@ -67,12 +68,17 @@ class CountCost(AtomCost):
     """MACs or parameters: every atom of a branch costs the same, whatever else is there.
 
     MACs of an atom are ``cin * Hin^2 + k^2 * Hout^2 + cout * Hout^2`` (equation 6 of Mei et al. 2020 weighs by these).
+
+    Args:
+        space: of the nets.
+        name: ``macs`` or ``params``.
+        in_stairs: nets that it limits have numbers of atoms that devices like.
     """
 
     space: AtomSpace
 
-    def __init__(self, space: AtomSpace, name: str) -> None:
-        self.space, self.name = space, name
+    def __init__(self, space: AtomSpace, name: str, *, in_stairs: bool = False) -> None:
+        self.space, self.name, self.in_stairs = space, name, in_stairs
         count = {"macs": lambda op: op.macs, "params": lambda op: op.params}[name]
         self._atoms: dict[Branch, float] = {}
         for block, (spec, shape) in enumerate(zip(space.blocks, space.block_shapes(), strict=True)):
@@ -246,9 +252,9 @@ def _with(rows: list[list[int]], block: int, row: list[int]) -> Widths:
     return tuple(tuple(row if index == block else other) for index, other in enumerate(rows))
 
 
-def atom_costs(space: AtomSpace, model: LatencyModel | None) -> Mapping[str, AtomCost]:
-    """Every cost that there is: counts, and latency where there is a table."""
-    costs: dict[str, AtomCost] = {"macs": CountCost(space, "macs"), "params": CountCost(space, "params")}
+def atom_costs(space: AtomSpace, model: LatencyModel | None, *, stairs: bool = False) -> Mapping[str, AtomCost]:
+    """Every cost that there is: counts, in `stairs` or not, and latency where there is a table."""
+    costs: dict[str, AtomCost] = {name: CountCost(space, name, in_stairs=stairs) for name in ("macs", "params")}
     if model is not None:
         costs["latency"] = LatencyCost(space, model)
     return costs

@@ -197,11 +197,12 @@ class GateCount(GateCost):
         space: of the nets.
         name: ``params``, ``macs`` or ``bytes``.
         pairs: how often a product of channels in and out counts: 1, or 2 as in the paper's equation 6.
+        in_stairs: nets that it limits have numbers of channels that devices like.
     """
 
-    def __init__(self, space: GateSpace, name: str, pairs: float = 1.0) -> None:
+    def __init__(self, space: GateSpace, name: str, pairs: float = 1.0, *, in_stairs: bool = False) -> None:
         super().__init__(space)
-        self.name = name
+        self.name, self.in_stairs = name, in_stairs
         self._product, self._by_output, self._by_entry, self._constant = (
             np.array(column) for column in zip(*(_coefficients(term, name) for term in self._terms), strict=True)
         )
@@ -348,10 +349,16 @@ def _between(knots: Floats, at: Floats) -> tuple[Floats, Floats, NDArray[np.intp
 
 
 def gate_costs(
-    space: GateSpace, model: LatencyModel | None, shape: Literal["curves", "bilinear"] = "curves"
+    space: GateSpace,
+    model: LatencyModel | None,
+    shape: Literal["curves", "bilinear"] = "curves",
+    *,
+    stairs: bool = False,
 ) -> Mapping[str, GateCost]:
-    """Every cost that there is: counts, and latency where there is a table."""
-    costs: dict[str, GateCost] = {name: GateCount(space, name) for name in ("macs", "params", "bytes")}
+    """Every cost that there is: counts, in `stairs` or not, and latency where there is a table."""
+    costs: dict[str, GateCost] = {
+        name: GateCount(space, name, in_stairs=stairs) for name in ("macs", "params", "bytes")
+    }
     if model is not None:
         costs["latency"] = GateLatency(space, model, shape)
     return costs

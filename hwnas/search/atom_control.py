@@ -9,6 +9,10 @@ GAIN = 80.0
 """How fast lambda answers: an excess that is 10% of the reduction above its course for 10% of the training changes it
 by a factor of exp(0.1 * 0.1 * 80) = 2.2."""
 
+GAIN_NOW, MOST_NOW = 8.0, 0.2
+"""How lambda answers at once: by a factor of exp(0.1 * 8) = 2.2 while the excess is 10% above its course, and no more
+than it does at 20%. What only adds up comes late to a net in which atoms die long after lambda has risen."""
+
 RANGE = math.log(1e4)
 """Lambda stays within this factor of where it began."""
 
@@ -17,13 +21,13 @@ AIM = 0.02
 the budget itself would often end below."""
 
 
-COURSE_ENDS = 0.75
+COURSE_ENDS = 2 / 3
 """The course to the budget ends at this share of the way to where the net is projected."""
 
 
 @dataclass(slots=True)
 class Controller:
-    """Dual ascent on the logarithm of lambda, along a course from the whole net to the budget.
+    """Dual ascent on the logarithm of lambda, and an answer at once, along a course from the whole net to the budget.
 
     The excess is what the living net costs above its budget, as a share of what the supernet does: 1 in the beginning,
     0 on the budget. Its course falls linearly from `start` to `end` (shares of the training).
@@ -31,7 +35,7 @@ class Controller:
     Attributes:
         penalty: lambda where it began.
         start, end: of the course.
-        log_factor: of lambda now over `penalty`.
+        log_factor: of lambda over `penalty`, as it has added up.
     """
 
     penalty: float
@@ -51,11 +55,10 @@ class Controller:
         self.log_factor = min(RANGE, max(-RANGE, changed))
 
     def at(self, progress: float, excess: float) -> float:
-        """Lambda now: nothing before the course begins, or when the budget is met."""
-        if excess <= 0 or self.penalty <= 0:
-            return 0.0
+        """Lambda now."""
         ramp = min(1.0, progress / self.start) if self.start > 0 else 1.0
-        return ramp * self.penalty * math.exp(self.log_factor)
+        now = 0.0 if progress < self.start else GAIN_NOW * min(MOST_NOW, max(-MOST_NOW, excess - self.course(progress)))
+        return ramp * self.penalty * math.exp(self.log_factor + now)
 
 
 @dataclass(slots=True)

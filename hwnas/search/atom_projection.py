@@ -62,7 +62,8 @@ class Projected:
 def project(space: WidthSpace, importance: Importance, limits: Sequence[Limit], equal: bool = False) -> Projected:
     """Removes atoms until every upper end is within its limit; as few as that takes, in order of importance per cost.
 
-    With a limit in stairs, branches go down stair by stair, and all limits are judged on the net filled up to them.
+    With a limit in stairs, branches go down stair by stair, and all limits are judged on the net filled up to them;
+    what still fits when they are met is taken back.
 
     Args:
         space: of the net.
@@ -76,7 +77,9 @@ def project(space: WidthSpace, importance: Importance, limits: Sequence[Limit], 
         gone = state.remove_stairs(broken.cost, equal) if stairs else state.remove_one_by_one(broken, equal)
         if not gone:
             return Projected(state.keep, state.widths(), False)
-    return Projected(dict(state.keep), _on(space, state.widths(), limits) if stairs else state.widths(), True)
+    if stairs:
+        state.take_back(limits, equal)
+    return Projected(dict(state.keep), _on(space, state.widths(), limits), True)
 
 
 class _State:
@@ -103,6 +106,27 @@ class _State:
             _, branch, left = min(options)
             self.keep[branch] = left
         return bool(options)
+
+    def take_back(self, limits: Sequence[Limit], equal: bool) -> None:
+        """Goes up stairs again while that breaks no limit: a last step down may have been a high one."""
+        cost = limits[0].cost
+        while True:
+            widths, options = self.widths(), []
+            for branch, atoms in self.keep.items():
+                stair = widths[branch[0]][branch[1]]
+                higher = next((step for step in self.space.stairs(*branch) if step > stair), None)
+                if not atoms or higher is None or self._full[branch] <= stair:
+                    continue
+                more = min(higher, self._full[branch])
+                worth = float(higher - stair) if equal else cost.saved(widths, branch, higher, stair)
+                options.append((self._lost(branch, more, atoms) / worth, branch, more))
+            for _, branch, more in sorted(options, reverse=True):
+                before, self.keep[branch] = self.keep[branch], more
+                if all(limit.met(self.widths()) for limit in limits):
+                    break
+                self.keep[branch] = before
+            else:
+                return
 
     def remove_one_by_one(self, limit: Limit, equal: bool) -> int:
         """Removes the least worthy atoms until `limit` is met; 0 where nothing is left to go."""
@@ -157,10 +181,10 @@ class _State:
 def _on(space: WidthSpace, widths: Widths, limits: Sequence[Limit]) -> Widths:
     """Every branch on to its next stair where that costs no time: the device computes so many channels anyhow."""
     now = widths
-    timed = [limit for limit in limits if limit.cost.in_stairs]
+    timed = [limit for limit in limits if limit.cost.name == "latency"]
     for block, place in space.branches():
         higher = [stair for stair in space.stairs(block, place) if stair > now[block][place]]
-        if not now[block][place] or not higher:
+        if not timed or not now[block][place] or not higher:
             continue
         row = (*now[block][:place], higher[0], *now[block][place + 1 :])
         more = (*now[:block], row, *now[block + 1 :])

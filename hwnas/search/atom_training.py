@@ -25,6 +25,9 @@ from hwnas.train.recipe import Atoms
 AHEAD = 0.03
 """Share of the training by which the controller looks ahead: importances fall for long before an atom is dead."""
 
+NOTHING = 1e-12
+"""What is left of an importance that has come to zero, so that it still has a sign."""
+
 
 @dataclass
 class AtomTraining:
@@ -66,7 +69,8 @@ class AtomTraining:
         self._normaliser = total / sum(map(sum, full)) if self.settings.normaliser == "mean" else total
         self._full_cost = self.cost.estimate(full)
         self._controller = Controller(self.settings.penalty, self.settings.ramp, self.settings.land * COURSE_ENDS)
-        self._excess = 1.0
+        self._excess, self._met = 1.0, False
+        self._sides: tuple[Tensor, ...] = ()
         self._collect()
 
     # -- every step --------------------------------------------------------------------------------------------------
@@ -76,13 +80,14 @@ class AtomTraining:
         del lr
         self.penalty = self._penalty(step)
         if self.penalty:
-            signs = torch._foreach_sign([gamma.detach() for gamma in self._gammas])
-            torch._foreach_mul_(signs, [self.penalty * price for price in self._prices])
+            self._sides = torch._foreach_sign([gamma.detach() for gamma in self._gammas])
+            pushes = torch._foreach_mul(self._sides, [self.penalty * price for price in self._prices])
             grads: list[Tensor] = [gamma.grad for gamma in self._gammas if gamma.grad is not None]
-            torch._foreach_add_(grads, signs)
+            torch._foreach_add_(grads, pushes)
 
     def after_update(self, done: int) -> None:
         """Averages; now and then lambda, removals; once the projection."""
+        self._stop_at_zero()
         self.ema.update(self.net)
         land = max(1, round(self.settings.land * self.steps))
         if self.limits and self.landing is None:
@@ -96,12 +101,24 @@ class AtomTraining:
         if done % self.settings.check_steps == 0 or last:
             self._look(done, last=last)
 
+    def _stop_at_zero(self) -> None:
+        """An importance that the step took across zero stops there.
+
+        Else the penalty, whose gradient is as large at zero as anywhere, throws it from side to side, the further the
+        larger lambda is: with a large one nothing would ever be below the threshold.
+        """
+        if self.penalty:
+            gammas: list[Tensor] = [gamma.detach() for gamma in self._gammas]
+            torch._foreach_mul_(gammas, self._sides)
+            torch._foreach_clamp_min_(gammas, NOTHING)
+            torch._foreach_mul_(gammas, self._sides)
+
     def _penalty(self, step: int) -> float:
         progress = step / self.steps
         if not self.limits:
             ramp = min(1.0, progress / self.settings.ramp) if self.settings.ramp else 1.0
             return ramp * self.settings.penalty
-        return 0.0 if self.landing is not None else self._controller.at(progress, self._excess)
+        return 0.0 if self._met else self._controller.at(progress, self._excess)
 
     def penalty_value(self) -> float:
         """The penalty term of the loss now."""
@@ -148,10 +165,15 @@ class AtomTraining:
         )
         there = self.widths
         excess = max(limit.excess(limit.cost.estimate(widths), there) for limit in self.limits)
-        self._excess = self.ranks.tell(excess)
+        self._excess, self._met = self.ranks.tell((excess, self._within()))
         progress = done / self.steps
         if progress >= self._controller.start:
             self._controller.update(progress + AHEAD, self._excess, self.settings.control_steps / self.steps)
+
+    def _within(self) -> bool:
+        """Whether the net meets its limits as it is: it may not lose more."""
+        widths = self.widths
+        return all(limit.cost.estimate(widths) <= limit.most and limit.met(widths) for limit in self.limits)
 
     # -- removals ----------------------------------------------------------------------------------------------------
 
@@ -215,6 +237,7 @@ class AtomTraining:
         remove_atoms(self.net, dead, optimizer=self.optimizer, shadows=[self.ema.shadow])
         row["added"] = self._fill(self.ranks.tell(widths))
         self._collect()
+        self._met = True
         self.landing = Landing(
             done, first.total(self.space.full), controlled, first.total(self.widths), row.get("logit_change")
         )
@@ -268,6 +291,7 @@ class AtomTraining:
             "updates": self.ema.updates,
             "log_factor": self._controller.log_factor,
             "excess": self._excess,
+            "met": self._met,
             "landing": None if self.landing is None else asdict(self.landing),
         }
 
@@ -277,6 +301,7 @@ class AtomTraining:
         cut_to(self.net, self.space.kernels, widths, optimizer=self.optimizer, shadows=[self.ema.shadow])
         self.ema.updates = int(state["updates"])
         self._controller.log_factor, self._excess = float(state["log_factor"]), float(state["excess"])
+        self._met = bool(state["met"])
         self.landing = None if state["landing"] is None else Landing(**state["landing"])
         self._collect()
 

@@ -13,7 +13,10 @@ from hwnas.spaces.widths import STAIRS, Branch, Widths, WidthSpace, multiplied_b
 
 
 def multiplied(space: WidthSpace, limits: Sequence[Limit]) -> Widths:
-    """The widest net with one multiplier on all branches that meets every limit (by bisection)."""
+    """The widest net with one multiplier on all branches that meets every limit (by bisection).
+
+    In stairs one multiplier comes in coarse steps: see `_fuller`.
+    """
     stairs = any(limit.cost.in_stairs for limit in limits)
 
     def at(factor: float) -> Widths:
@@ -31,7 +34,19 @@ def multiplied(space: WidthSpace, limits: Sequence[Limit]) -> Widths:
     for _ in range(20):
         middle = (low + high) / 2
         low, high = (middle, high) if all(limit.met(at(middle)) for limit in limits) else (low, middle)
-    return at(low)
+    return _fuller(space, at(low), limits) if stairs else at(low)
+
+
+def _fuller(space: WidthSpace, widths: Widths, limits: Sequence[Limit]) -> Widths:
+    """What is left of the budget goes to the branches that are there, the first ones first, a stair to each."""
+    for block, place in space.branches():
+        now = widths[block][place]
+        higher = next((stair for stair in space.stairs(block, place) if stair > now), None)
+        if now and higher is not None:
+            row = (*widths[block][:place], higher, *widths[block][place + 1 :])
+            more = (*widths[:block], row, *widths[block + 1 :])
+            widths = more if all(limit.met(more) for limit in limits) else widths
+    return widths
 
 
 def random_arch(space: GateSpace, limits: Sequence[Limit], seed: int, number: int) -> Widths:
@@ -64,7 +79,7 @@ def random_arch(space: GateSpace, limits: Sequence[Limit], seed: int, number: in
         for _ in range(16):
             middle = (low + high) / 2
             low, high = (middle, high) if all(limit.met(at(middle)) for limit in limits) else (low, middle)
-        return at(low)
+        return _fuller(space, at(low), limits) if stairs else at(low)
     raise ClaimError(f"none of 100 random nets of {space.name} meets the budget: give a larger one")
 
 

@@ -127,7 +127,7 @@ class GateTraining(ABC):
         if not self.limits:
             ramp = min(1.0, progress / self.settings.ramp) if self.settings.ramp else 1.0
             return ramp * self.settings.penalty
-        return self._controller.at(progress, self._excess)
+        return self._controller.at(progress, self._excess) if self._excess > 0 else 0.0
 
     def _control(self, done: int) -> None:
         if not self.limits:

@@ -141,6 +141,8 @@ class Atoms(BaseModel):
         check_steps: steps between two looks at what is dead; the published code looks once an epoch.
         control_steps: steps between two changes of lambda under a budget.
         land: share of the training by which the net has met its budget; from there on lambda is 0.
+        stairs: nets under a budget of MACs or parameters have numbers of atoms that devices compute in whole blocks
+            (`hwnas.spaces.widths.STAIRS`), as those under one of latency always have; false allows any number.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -154,6 +156,7 @@ class Atoms(BaseModel):
     check_steps: int = Field(default=100, ge=1)
     control_steps: int = Field(default=10, ge=1)
     land: float = Field(default=0.6, gt=0, le=1)
+    stairs: bool = True
 
 
 class Gates(BaseModel):
@@ -178,6 +181,7 @@ class Gates(BaseModel):
         inherit: retraining begins with the search's weights; the paper's begins anew.
         threshold: of MorphNet: a channel is dead where its BatchNorms' scales are no larger.
         random_nets: nets that the random baseline trains, the best of which (by validation) it answers with.
+        stairs: as of `Atoms`, of channels.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -196,6 +200,7 @@ class Gates(BaseModel):
     inherit: bool = True
     threshold: float = Field(default=0.01, gt=0)
     random_nets: int = Field(default=3, ge=1)
+    stairs: bool = True
 
 
 class Recipe(BaseModel):

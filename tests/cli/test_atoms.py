@@ -29,6 +29,7 @@ def test_a_search_by_macs_is_trained_within_them_and_exported(hwnas: Hwnas) -> N
     assert "using --space atomnas-tiny (for images of 28 pixels)" in done.stderr
     assert result["macs"] <= result["budgets"][0]["limit"]
     assert result["reduction"]["controller"] + result["reduction"]["projection"] == pytest.approx(1)
+    assert all(count % 8 == 0 for row in result["arch"]["widths"] for count in row)  # as devices compute them
     net = Path("run") / "nets" / result["net"]
     assert {path.name for path in (hwnas.folder / net).iterdir()} >= {"arch.json", "weights.safetensors", "model.onnx"}
     assert hwnas("predict", net, "--json").document["macs"] == result["macs"]

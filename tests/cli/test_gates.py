@@ -26,6 +26,7 @@ def test_a_search_by_params_is_trained_within_them_exported_and_verified(hwnas: 
     assert "using --space figs-fbnet-tiny (for images of 28 pixels)" in done.stderr
     assert result["params"] <= result["budgets"][0]["limit"]
     assert result["reduction"]["controller"] + result["reduction"]["projection"] == pytest.approx(1)
+    assert all(count % 8 == 0 for row in result["arch"]["widths"] for count in row)  # as devices compute them
     net = Path("run") / "nets" / result["net"]
     assert {path.name for path in (hwnas.folder / net).iterdir()} >= {"arch.json", "weights.safetensors", "model.onnx"}
     assert hwnas("predict", net, "--json").document["params"] == result["params"]

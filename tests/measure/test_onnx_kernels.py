@@ -1,4 +1,4 @@
-"""What the clock of ONNX Runtime's profiler, which has whole microseconds, takes from kernels, and how it is given back.
+"""What the clock of ONNX Runtime's profiler, of whole microseconds, takes from kernels, and how it is given back.
 
 The times here are what such a clock shows of kernels whose true durations are known.
 """

@@ -164,6 +164,29 @@ def test_the_penaltys_gradient_is_that_of_its_value() -> None:
     assert touched == len(gammas)
 
 
+@pytest.mark.parametrize("penalty", [3e-3, 3.0])
+def test_importances_that_come_to_zero_stay_there_however_large_lambda_is(penalty: float) -> None:
+    """RMSProp's steps are 0.01 to 0.1 long: from side to side, nothing would ever be within the threshold of 0.001."""
+    training = training_of(TINY, CountCost(TINY, "macs"), penalty=penalty, ema_decay=0.5, check_steps=1000)
+    gammas = list(importances(training.net).values())
+    for gamma in gammas:
+        torch.nn.init.uniform_(gamma, -0.1, 0.1, generator=torch.Generator().manual_seed(1))
+    sides = [gamma.detach().sign() for gamma in gammas]
+    for step in range(400):
+        for parameter in training.net.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        training.before_update(step % 9, 0.01)
+        training.optimizer.step()
+        training.after_update(1 + step % 9)
+    assert max(float(gamma.detach().abs().max()) for gamma in gammas) < 1e-6
+    assert all(torch.equal(gamma.detach().sign(), side) for gamma, side in zip(gammas, sides, strict=True))
+    for gamma in gammas:  # the loss can still bring them back
+        gamma.grad = -torch.sign(gamma.detach())
+    training.penalty = 0.0
+    training.optimizer.step()
+    assert min(float(gamma.detach().abs().min()) for gamma in gammas) > 1e-3
+
+
 def test_the_sum_as_normaliser_is_the_mean_over_the_number_of_atoms() -> None:
     by_mean, by_sum = (training_of(TINY, CountCost(TINY, "macs"), normaliser=name)._prices for name in ("mean", "sum"))
     assert np.array(by_mean) / np.array(by_sum) == pytest.approx(TINY.supernet_arch.atoms)
@@ -255,6 +278,25 @@ def test_projection_ends_on_stairs_within_a_latency_budget(seed: int, share: flo
     assert all(found.keep[b, p] <= found.widths[b][p] for b, p in TINY.branches())
 
 
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10**6), share=st.floats(0.15, 0.9), equal=st.booleans())
+def test_projection_in_stairs_uses_a_budget_of_macs_up(seed: int, share: float, equal: bool) -> None:
+    cost, values = CountCost(TINY, "macs", in_stairs=True), importance(seed)
+    limit = Limit(cost, share * cost.total(TINY.full))
+    found = project(TINY, values, [limit], equal)
+    assert found.met
+    assert limit.met(found.widths)
+    assert found.widths == tuple(
+        tuple(found.keep[b, p] for p in range(len(row))) for b, row in enumerate(TINY.full)
+    )  # there were atoms for all stairs
+    for (b, p), stairs in ((branch, TINY.stairs(*branch)) for branch in TINY.branches()):
+        now = found.widths[b][p]
+        assert now in stairs
+        if 0 < now < stairs[-1]:  # not one step up is left
+            row = (*found.widths[b][:p], stairs[stairs.index(now) + 1], *found.widths[b][p + 1 :])
+            assert not limit.met((*found.widths[:b], row, *found.widths[b + 1 :]))
+
+
 def test_a_block_that_changes_the_shape_is_never_emptied() -> None:
     for cost in (CountCost(TINY, "macs"), LATENCY):
         limit = Limit(cost, cost.upper(cheapest(TINY, cost)) * 1.0001)
@@ -273,6 +315,15 @@ def test_the_width_multiplier_is_as_wide_as_the_budget_allows() -> None:
     ]
     assert max(shares) - min(shares) < 0.02
     assert 0.97 * limit.most < limit.cost.total(widths) <= limit.most
+
+
+@pytest.mark.parametrize("cost", [CountCost(TINY, "macs", in_stairs=True), LATENCY], ids=["macs", "latency"])
+def test_in_stairs_the_width_multiplier_uses_what_its_coarse_steps_leave(cost: AtomCost) -> None:
+    for share in (0.3, 0.5, 0.7):
+        limit = Limit(cost, share * cost.upper(TINY.full))
+        widths = multiplied(TINY, [limit])
+        assert TINY.aligned(AtomArch(TINY.name, widths)).widths == widths
+        assert 0.98 * limit.most < cost.upper(widths) <= limit.most
 
 
 # -- whole searches --------------------------------------------------------------------------------------------------

@@ -108,9 +108,9 @@ def lost_us(taken_us: np.ndarray, at_us: np.ndarray) -> np.ndarray:
     """What the clock of whole microseconds takes from each kernel more (or less: negative) than from the others.
 
     The profiler cuts each duration down to whole microseconds. A kernel that takes 2.9 us whenever it runs is shown as
-    2 in every run, and no mean of runs tells it from one of 2.1. The moments at which kernels start are cut as well, but
-    they fall anywhere between two ticks, so that the mean time from one start to the next is true: the kernel, and what
-    the profiler does after it, which is about the same after each.
+    2 in every run, and no mean of runs tells it from one of 2.1. The moments at which kernels start are cut as well,
+    but they fall anywhere between two ticks, so that the mean time from one start to the next is true: the kernel, and
+    what the profiler does after it, which is about the same after each.
 
     Args:
         taken_us: durations as they are shown [kernels, runs].
@@ -119,7 +119,7 @@ def lost_us(taken_us: np.ndarray, at_us: np.ndarray) -> np.ndarray:
     Returns:
         [kernels], at most half a microsecond either way; zeros where kernels are too few or do not run one by one.
     """
-    count, runs = taken_us.shape
+    count = len(taken_us)
     lost = np.zeros(count)
     order = np.argsort(at_us[:, 0], kind="stable")
     steps = np.diff(at_us[order], axis=0)
