@@ -108,8 +108,8 @@ class WidthSpace(ABC):
         """Numbers that a branch of a net under a budget may have; the first is none.
 
         A device computes channels in blocks: those in between cost as much as the next stair, or more (a number that
-        is no multiple of four makes ONNX Runtime leave its fast layout: ten times as long for a net with depthwise
-        convolutions). Only these are profiled.
+        is no multiple of four makes ONNX Runtime leave its fast layout: a net of depthwise convolutions takes many
+        times as long). Only these are profiled.
         """
         full = self.full[block][place]
         found, atoms = [0], 0
