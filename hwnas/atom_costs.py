@@ -42,6 +42,10 @@ class AtomCost(ABC):
     def total(self, widths: Widths) -> float:
         """What an architecture costs: exact, or predicted; in ms for latency, as if filled up to its stairs."""
 
+    def deployed(self, widths: Widths) -> Widths:
+        """What a net of these widths becomes: in stairs it is filled up to them."""
+        return self.space.aligned(AtomArch(self.space.name, widths)).widths if self.in_stairs else widths
+
     def upper(self, widths: Widths) -> float:
         """The one-sided upper end that feasibility is decided on."""
         return self.total(widths)
@@ -99,6 +103,9 @@ class CountCost(AtomCost):
 
     def total(self, widths: Widths) -> float:
         return float(self._fixed + self._sum(widths))
+
+    def upper(self, widths: Widths) -> float:
+        return self.total(self.deployed(widths))
 
     def per_atom(self, widths: Widths) -> dict[Branch, float]:
         del widths  # an atom costs the same everywhere in its branch

@@ -214,6 +214,9 @@ class GateCount(GateCost):
             return float(sum(op.traffic_bytes() for op in network.ops))
         return float(getattr(network, self.name))
 
+    def upper(self, widths: Widths) -> float:
+        return self.total(self.deployed(widths))
+
     def _values(self, entry: Floats, output: Floats) -> tuple[Floats, Floats, Floats]:
         value = self._product * entry * output + self._by_output * output + self._by_entry * entry + self._constant
         return value, self._product * output + self._by_entry, self._product * entry + self._by_output
@@ -308,7 +311,7 @@ class GateLatency(GateCost):
         return value, by_entry, by_output
 
     def _of(self, widths: Widths) -> tuple[float, float]:
-        filled = self.gates.aligned(AtomArch(self.gates.name, widths)).widths
+        filled = self.deployed(widths)
         if filled not in self._ends:
             self._ends[filled] = self._model.search_ends(self.network(filled))
         return self._ends[filled]

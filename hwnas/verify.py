@@ -254,7 +254,8 @@ def _drift(
     ]
     if pairs:
         then_ms, now_ms = np.array(pairs).T
-        log_drift, error = line_at(np.log(now_ms), np.log(now_ms / then_ms), float(np.log(own)))
+        drifts = np.log(now_ms / then_ms)
+        log_drift, error = line_at(np.log(then_ms), drifts, float(np.log(own) - np.median(drifts)))
         return Drift(float(np.exp(log_drift)), error, "calibration networks measured again")
     level = table.reference() if table is not None else None
     if level is None or reference is None or reference.samples < MIN_REFERENCE_SAMPLES:

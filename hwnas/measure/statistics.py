@@ -31,9 +31,6 @@ KEPT = 0.75
 LEAST_FOR_LINE = 5
 """Fewer points have no slope."""
 
-TRIMMED = 0.125
-"""Share of the lowest and of the highest values that a trimmed mean leaves out."""
-
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -85,11 +82,11 @@ def fastest_mean(samples: NDArray[np.float64]) -> NDArray[np.float64]:
     return mean
 
 
-def trimmed_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of [..., n] without the lowest and the highest."""
-    count = values.shape[-1]
-    cut = int(TRIMMED * count)
-    mean: NDArray[np.float64] = np.sort(values, axis=-1)[..., cut : count - cut].mean(axis=-1)
+def steady_mean(values: NDArray[np.float64], *, within: float) -> NDArray[np.float64]:
+    """Mean of those of [..., n] that lie near their median: `within` of it, or four times as far as half of them do."""
+    apart = np.abs(values - np.median(values, axis=-1, keepdims=True))
+    near = apart <= np.maximum(within, 4 * np.median(apart, axis=-1, keepdims=True))
+    mean: NDArray[np.float64] = np.where(near, values, 0.0).sum(axis=-1) / near.sum(axis=-1)
     return mean
 
 
@@ -102,8 +99,13 @@ def line_at(x: NDArray[np.float64], y: NDArray[np.float64], place: float) -> tup
     first, second = np.triu_indices(len(x), 1)
     apart = x[second] - x[first]
     slopes = (y[second] - y[first])[apart != 0] / apart[apart != 0]
-    slope = float(np.median(slopes)) if len(x) >= LEAST_FOR_LINE and len(slopes) else 0.0
-    rest = y - slope * x
+    inclined = len(x) >= LEAST_FOR_LINE and len(slopes) > 0
+    slope = float(np.median(slopes)) if inclined else 0.0
+    rest, place = y - slope * x, float(np.clip(place, x.min(), x.max()))
     middle = float(np.median(rest))
+    # about the standard error of a median, from the median absolute deviation; as of a fitted line, it grows outwards
     error = 1.86 * float(np.median(np.abs(rest - middle))) / len(x) ** 0.5
-    return middle + slope * float(np.clip(place, x.min(), x.max())), error
+    if inclined:
+        outwards = len(x) * (place - float(x.mean())) ** 2 / float(((x - x.mean()) ** 2).sum())
+        error *= (len(x) / (len(x) - 2) * (1 + outwards)) ** 0.5
+    return middle + slope * place, error

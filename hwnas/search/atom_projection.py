@@ -115,7 +115,7 @@ class _State:
             for branch, atoms in self.keep.items():
                 stair = widths[branch[0]][branch[1]]
                 higher = next((step for step in self.space.stairs(*branch) if step > stair), None)
-                if not atoms or higher is None or self._full[branch] <= stair:
+                if higher is None or self._full[branch] <= stair:
                     continue
                 more = min(higher, self._full[branch])
                 worth = float(higher - stair) if equal else cost.saved(widths, branch, higher, stair)

@@ -26,7 +26,7 @@ AHEAD = 0.03
 """Share of the training by which the controller looks ahead: importances fall for long before an atom is dead."""
 
 NOTHING = 1e-12
-"""What is left of an importance that has come to zero, so that it still has a sign."""
+"""What is left of an importance that has come to zero."""
 
 
 @dataclass
@@ -70,7 +70,7 @@ class AtomTraining:
         self._full_cost = self.cost.estimate(full)
         self._controller = Controller(self.settings.penalty, self.settings.ramp, self.settings.land * COURSE_ENDS)
         self._excess, self._met = 1.0, False
-        self._sides: tuple[Tensor, ...] = ()
+        self._sides: list[Tensor] = []
         self._collect()
 
     # -- every step --------------------------------------------------------------------------------------------------
@@ -80,7 +80,11 @@ class AtomTraining:
         del lr
         self.penalty = self._penalty(step)
         if self.penalty:
-            self._sides = torch._foreach_sign([gamma.detach() for gamma in self._gammas])
+            self._sides = [
+                torch.where(gamma.detach().abs() > NOTHING, gamma.detach().sign(), -gamma.grad.sign())
+                for gamma in self._gammas
+                if gamma.grad is not None
+            ]
             pushes = torch._foreach_mul(self._sides, [self.penalty * price for price in self._prices])
             grads: list[Tensor] = [gamma.grad for gamma in self._gammas if gamma.grad is not None]
             torch._foreach_add_(grads, pushes)
@@ -102,10 +106,10 @@ class AtomTraining:
             self._look(done, last=last)
 
     def _stop_at_zero(self) -> None:
-        """An importance that the step took across zero stops there.
+        """An importance that the step took across zero stops there; from there it goes where the loss wants it.
 
         Else the penalty, whose gradient is as large at zero as anywhere, throws it from side to side, the further the
-        larger lambda is: with a large one nothing would ever be below the threshold.
+        larger lambda is: with a large one nothing would ever be below the threshold. The paper and its code let it.
         """
         if self.penalty:
             gammas: list[Tensor] = [gamma.detach() for gamma in self._gammas]
@@ -230,7 +234,7 @@ class AtomTraining:
         threshold = self.settings.threshold
         dead = {ref: g.detach().abs() <= threshold for ref, g in importances(self.net).items()}
         row = self._remove(self._of_the_first(dead))
-        controlled = first.total(self.widths)
+        controlled = first.total(first.deployed(self.widths))
         dead, widths = self._projected() if self.ranks.leads else ({}, ())
         dead = self._of_the_first(dead)
         row["projected"] = sum(int(mask.sum()) for mask in dead.values())

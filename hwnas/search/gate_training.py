@@ -169,7 +169,7 @@ class GateTraining(ABC):
         worth = self.worth().double().cpu()
         widths = self.space.revived(self.wanted(), self._best(worth))
         first = self.limits[0].cost if self.limits else self.cost
-        before, controlled = first.estimate(self.space.full), first.estimate(widths)
+        before, controlled = first.estimate(self.space.full), first.estimate(first.deployed(widths))
         if self.limits:
             widths = self._projected(widths, worth)
         self.landing = Landing(self.steps, before, controlled, first.estimate(widths))

@@ -21,7 +21,7 @@ import onnxruntime as ort
 
 from hwnas.measure.runtimes.base import KernelClock, KernelTime
 from hwnas.measure.runtimes.scratch import scratch_folder
-from hwnas.measure.statistics import fastest_mean, trimmed_mean
+from hwnas.measure.statistics import fastest_mean, steady_mean
 
 LEAST_S = 0.02
 """Short networks are run more often than is asked for, for about so long, and for a third of it before: the profiler's
@@ -91,7 +91,7 @@ def _kernel_times(events: list[dict[str, Any]], kept: np.ndarray) -> list[Kernel
     taken_us, at_us = (
         np.array([times[name][-len(kept) :] for name in names], float)[:, kept] for times in (durations, starts)
     )
-    samples_ms = (taken_us + lost_us(taken_us, at_us)[:, None]) / 1e3
+    samples_ms = np.maximum(0.0, taken_us + lost_us(taken_us, at_us)[:, None]) / 1e3
     return [
         KernelTime(
             name.removesuffix(_KERNEL),
@@ -125,8 +125,8 @@ def lost_us(taken_us: np.ndarray, at_us: np.ndarray) -> np.ndarray:
     steps = np.diff(at_us[order], axis=0)
     if count < LEAST_KERNELS or (steps < taken_us[order[:-1]]).any():
         return lost
-    between = trimmed_mean(steps) - fastest_mean(taken_us[order[:-1]])
-    lost[order[:-1]] = np.clip(between - trimmed_mean(between), -0.5, 0.5)
+    between = steady_mean(steps, within=2.0) - fastest_mean(taken_us[order[:-1]])
+    lost[order[:-1]] = np.clip(between - steady_mean(between, within=1.0), -0.5, 0.5)
     return lost
 
 
