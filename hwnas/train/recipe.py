@@ -141,8 +141,8 @@ class Atoms(BaseModel):
         check_steps: steps between two looks at what is dead; the published code looks once an epoch.
         control_steps: steps between two changes of lambda under a budget.
         land: share of the training by which the net has met its budget; from there on lambda is 0.
-        stairs: nets under a budget of MACs, parameters or bytes have numbers of atoms that devices compute in whole blocks
-            (`hwnas.spaces.widths.STAIRS`), as those under one of latency always have; false allows any number.
+        stairs: nets under a budget of MACs, parameters or bytes have numbers of atoms that devices compute in whole
+            blocks (`hwnas.spaces.widths.STAIRS`), as those under one of latency always have; false allows any number.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
