@@ -20,15 +20,15 @@ from hwnas.errors import HwnasError
 from hwnas.export import export_onnx
 from hwnas.latency.build import build_table
 from hwnas.latency.plan import reference_network, session_bytes
-from hwnas.latency.table import LatencyTable
+from hwnas.latency.table import LatencyTable, MeasuredNetwork
 from hwnas.measure.onnx_models import network_to_onnx
 from hwnas.measure.passes import Entry
 from hwnas.measure.process import MeasuringProcess, Subject
-from hwnas.measure.statistics import estimate
+from hwnas.measure.statistics import Estimate, estimate
 from hwnas.progress import NullProgress
 from hwnas.spaces import get_space
 from hwnas.trace import ops_of
-from hwnas.verify import Candidate, VerifyReport, _clear, _report, verify
+from hwnas.verify import Candidate, VerifyReport, _clear, _drift, _report, verify
 
 pytestmark = pytest.mark.usefixtures("own_lock")
 
@@ -165,6 +165,26 @@ def test_a_table_made_on_a_faster_machine_is_allowed_for(table: Path, tmp_path: 
     assert report.measured_ms < 0.7 * report.raw_ms
     assert report.relative_error is not None
     assert abs(report.relative_error) < 1
+
+
+def test_a_net_is_judged_by_how_networks_as_fast_as_it_drifted() -> None:
+    """Small networks take 6% less than when the table was made, large ones as much as then."""
+    network = tiny_network()
+    then_ms = np.geomspace(0.05, 0.2, 7)
+    drifts = np.linspace(0.94, 1.0, 7)
+    witnesses, now = [], {}
+    for number, (then, drift) in enumerate(zip(then_ms, drifts, strict=True)):
+        level = Estimate(then, then, then, 50)
+        entry = Entry(Subject(f"witness {number}", "network", bytes, 0))
+        witnesses.append((MeasuredNetwork(f"net {number}", network.input_shape, (), level), entry))
+        now[entry.subject.name] = level.scaled(drift)
+    mine = Entry(Subject("mine", "network", bytes, 0))
+    for then, expected in ((0.05, 0.94), (0.1, 0.97), (0.2, 1.0), (0.9, 1.0)):
+        now["mine"] = Estimate(then * expected, then * expected, then * expected, 50)
+        found = _drift(Candidate("mine", network, b""), mine, witnesses, None, now, None)
+        assert found is not None
+        assert found.factor == pytest.approx(expected, abs=0.003)
+        assert found.undo(now["mine"]).latency_ms == pytest.approx(then, rel=0.004)
 
 
 def test_what_the_table_lacks_is_named_and_the_budget_is_still_judged(table: Path) -> None:

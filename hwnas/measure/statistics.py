@@ -96,11 +96,10 @@ def line_at(x: NDArray[np.float64], y: NDArray[np.float64], place: float) -> tup
     It is one that outliers do not bend: the median of the slopes between all pairs (Theil 1950, Sen 1968). Beyond the
     points it goes on level.
     """
-    first, second = np.triu_indices(len(x), 1)
-    apart = x[second] - x[first]
-    slopes = (y[second] - y[first])[apart != 0] / apart[apart != 0]
-    inclined = len(x) >= LEAST_FOR_LINE and len(slopes) > 0
-    slope = float(np.median(slopes)) if inclined else 0.0
+    from scipy.stats import theilslopes
+
+    inclined = len(x) >= LEAST_FOR_LINE and np.ptp(x) > 0
+    slope = float(theilslopes(y, x).slope) if inclined else 0.0
     rest, place = y - slope * x, float(np.clip(place, x.min(), x.max()))
     middle = float(np.median(rest))
     # about the standard error of a median, from the median absolute deviation; as of a fitted line, it grows outwards

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.atom_costs import AtomCost
-from hwnas.spaces.widths import AtomArch, Branch, Widths, WidthSpace
+from hwnas.spaces.widths import AtomArch, Branch, Widths, WidthSpace, with_number
 
 STEPS_DOWN = 6
 """Stairs that one removal may go down: some are flat."""
@@ -114,7 +114,7 @@ class _State:
             widths, options = self.widths(), []
             for branch, atoms in self.keep.items():
                 stair = widths[branch[0]][branch[1]]
-                higher = next((step for step in self.space.stairs(*branch) if step > stair), None)
+                higher = self.space.next_stair(branch, stair)
                 if higher is None or self._full[branch] <= stair:
                     continue
                 more = min(higher, self._full[branch])
@@ -182,12 +182,12 @@ def _on(space: WidthSpace, widths: Widths, limits: Sequence[Limit]) -> Widths:
     """Every branch on to its next stair where that costs no time: the device computes so many channels anyhow."""
     now = widths
     timed = [limit for limit in limits if limit.cost.name == "latency"]
-    for block, place in space.branches():
-        higher = [stair for stair in space.stairs(block, place) if stair > now[block][place]]
-        if not timed or not now[block][place] or not higher:
+    for branch in space.branches() if timed else ():
+        there = now[branch[0]][branch[1]]
+        higher = space.next_stair(branch, there)
+        if not there or higher is None:
             continue
-        row = (*now[block][:place], higher[0], *now[block][place + 1 :])
-        more = (*now[:block], row, *now[block + 1 :])
+        more = with_number(now, branch, higher)
         free = all(limit.cost.total(more) <= limit.cost.total(now) for limit in timed)
         if free and all(limit.met(more) for limit in limits):
             now = more

@@ -9,7 +9,7 @@ import numpy as np
 from hwnas.errors import ClaimError
 from hwnas.search.atom_projection import Limit
 from hwnas.spaces.gated import GateSpace
-from hwnas.spaces.widths import STAIRS, Branch, Widths, WidthSpace, multiplied_by
+from hwnas.spaces.widths import STAIRS, Branch, Widths, WidthSpace, multiplied_by, with_number
 
 
 def multiplied(space: WidthSpace, limits: Sequence[Limit]) -> Widths:
@@ -39,12 +39,11 @@ def multiplied(space: WidthSpace, limits: Sequence[Limit]) -> Widths:
 
 def _fuller(space: WidthSpace, widths: Widths, limits: Sequence[Limit]) -> Widths:
     """What is left of the budget goes to the branches that are there, the first ones first, a stair to each."""
-    for block, place in space.branches():
-        now = widths[block][place]
-        higher = next((stair for stair in space.stairs(block, place) if stair > now), None)
+    for branch in space.branches():
+        now = widths[branch[0]][branch[1]]
+        higher = space.next_stair(branch, now)
         if now and higher is not None:
-            row = (*widths[block][:place], higher, *widths[block][place + 1 :])
-            more = (*widths[:block], row, *widths[block + 1 :])
+            more = with_number(widths, branch, higher)
             widths = more if all(limit.met(more) for limit in limits) else widths
     return widths
 

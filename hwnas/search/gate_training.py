@@ -18,7 +18,7 @@ from hwnas.search.atom_control import COURSE_ENDS, Controller, Landing
 from hwnas.search.atom_projection import Limit, project
 from hwnas.search.looks import Log
 from hwnas.spaces.gated import GateSpace
-from hwnas.spaces.widths import Branch, Widths
+from hwnas.spaces.widths import Branch, Widths, with_number
 from hwnas.train.ema import Ema
 from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Gates
@@ -195,10 +195,10 @@ class GateTraining(ABC):
             best: tuple[float, Widths] | None = None
             for branch in self.space.branches():
                 group, now = branch[0], widths[branch[0]][0]
-                higher = next((stair for stair in self.space.stairs(*branch) if stair > now), None)
+                higher = self.space.next_stair(branch, now)
                 if higher is None or not now:
                     continue
-                more = (*widths[:group], (higher,), *widths[group + 1 :])
+                more = with_number(widths, branch, higher)
                 gain = float(values[branch][now:higher].sum()) / cost.saved(widths, branch, higher, now)
                 if (best is None or gain > best[0]) and all(limit.met(more) for limit in self.limits):
                     best = gain, more

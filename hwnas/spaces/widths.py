@@ -119,6 +119,10 @@ class WidthSpace(ABC):
             found.append(atoms)
         return tuple(found)
 
+    def next_stair(self, branch: Branch, number: int) -> int | None:
+        """The least stair above a number of channels; None at the top."""
+        return next((stair for stair in self.stairs(*branch) if stair > number), None)
+
     def aligned(self, arch: AtomArch) -> AtomArch:
         """The architecture with every branch filled up to its next stair."""
         widths = tuple(
@@ -178,6 +182,13 @@ class WidthSpace(ABC):
             "widths": [list(widths) for widths in arch.widths],
             "layers": self.describe(arch),
         }
+
+
+def with_number(widths: Widths, branch: Branch, number: int) -> Widths:
+    """`widths` with another number of channels in one branch."""
+    block, place = branch
+    row = (*widths[block][:place], number, *widths[block][place + 1 :])
+    return (*widths[:block], row, *widths[block + 1 :])
 
 
 def multiplied_by(full: Widths, factor: float) -> Widths:

@@ -189,6 +189,40 @@ def test_importances_that_come_to_zero_stay_there_however_large_lambda_is(penalt
         assert bool((gamma.detach() * pull > 0.05).all())
 
 
+def test_lambda_does_not_drop_out_before_the_net_itself_is_within_its_budget() -> None:
+    """That it is expected to be soon is not enough: without lambda all that is dying comes back."""
+    training = training_of(TINY, CountCost(TINY, "macs", in_stairs=True), penalty=1e-3, threshold=0.5)
+    gammas = list(importances(training.net).values())
+    whole = training.cost.total(TINY.full)
+    training.limits = (Limit(training.cost, 0.5 * whole),)
+    for gamma in gammas:
+        torch.nn.init.constant_(gamma, 0.1)  # all are expected to die
+    training._control(5)
+    assert training._excess < 0
+    assert training._penalty(5) > 0
+    training.limits = (Limit(training.cost, whole),)
+    training._control(6)
+    assert training._penalty(6) == 0.0
+
+
+def test_the_projections_share_is_of_the_net_as_it_is_deployed() -> None:
+    """One atom over a stair in each branch costs the whole next stair."""
+    training = training_of(TINY, CountCost(TINY, "macs", in_stairs=True), threshold=0.5)
+    for ref, gamma in importances(training.net).items():
+        block, place = training._branch(ref)
+        keep = TINY.stairs(block, place)[2] + 1
+        gamma.detach().copy_(torch.where(torch.arange(len(gamma)) < keep, 1.0, 0.0))
+    fits = tuple(tuple(TINY.stairs(b, p)[2] for p in range(len(row))) for b, row in enumerate(TINY.full))
+    training.limits = (Limit(training.cost, training.cost.total(fits)),)
+    training._land(5)
+    landing = training.landing
+    assert landing is not None
+    more = tuple(tuple(TINY.stairs(b, p)[3] for p in range(len(row))) for b, row in enumerate(TINY.full))
+    assert landing.controlled == training.cost.total(more)
+    assert training.cost.total(training.widths) <= training.limits[0].most
+    assert landing.shares()["projection"] > 0.02
+
+
 def test_the_sum_as_normaliser_is_the_mean_over_the_number_of_atoms() -> None:
     by_mean, by_sum = (training_of(TINY, CountCost(TINY, "macs"), normaliser=name)._prices for name in ("mean", "sum"))
     assert np.array(by_mean) / np.array(by_sum) == pytest.approx(TINY.supernet_arch.atoms)
