@@ -194,7 +194,7 @@ class GateTraining(ABC):
         while True:
             best: tuple[float, Widths] | None = None
             for branch in self.space.branches():
-                group, now = branch[0], widths[branch[0]][0]
+                now = widths[branch[0]][0]
                 higher = self.space.next_stair(branch, now)
                 if higher is None or not now:
                     continue
