@@ -5,7 +5,7 @@
     python benchmarks/figs_evidence.py random       figure 2, right: against 30 random sub-networks of the space
     python benchmarks/figs_evidence.py aggregators  figure 4: operators' outputs side by side against added
     python benchmarks/figs_evidence.py costs        table 2, right: two spaces under two costs
-    python benchmarks/figs_evidence.py length       table 4: searches of 20, 40 and 100 parts
+    python benchmarks/figs_evidence.py length       table 4: searches of 20, 40 and 100 epochs
 
 Sizes and statistics are the constants below and in `evidence.py`, fixed before the first run. Parts share runs: those
 of `width` are most of `baselines` and the half of `random`, and those of `aggregators` some of `costs` and `length`.
@@ -38,8 +38,9 @@ from hwnas.train.recipe import Recipe, load_recipe
 
 SPACE = "figs-fbnet-tiny"
 BUDGETS: Mapping[str, Budgets] = {"measured latency": {"latency": "50%"}, "parameters": {"params": "60%"}}
-STEPS = 400
-"""Of the search, and as many of the retraining."""
+STEPS = 800
+"""Of search and retraining together, shared out as in the recipe that ships."""
+METHODS = ("figs", "morphnet", "width")
 RANDOM_NETS = 10
 """For each seed, at each budget: 30 with three seeds, as in the paper."""
 ONE_SHOT = "figs-oneshot-tiny"
@@ -48,29 +49,33 @@ SIZES = ("20000", "40000")
 MACS = "4.5M"
 """The half of One-Shot's, a quarter of FBNet's."""
 LENGTHS = (20, 40, 100)
-"""Epochs of the paper's searches; here shares of `STEPS` in percent."""
+"""Epochs of the paper's searches; each has `EPOCH` steps here."""
+EPOCH = 4
 
 
-def recipe(bench: Bench, length: int = 100, random_nets: int = 1) -> Recipe:
+def recipe(bench: Bench, method: str = "figs", *, epochs: int | None = None, random_nets: int = 1) -> Recipe:
     """The recipe that ships, shorter: its times are in proportion, the rate of the logits in inverse proportion.
 
     As in the paper, searches of another length have the same rate; their lambdas differ, here by the controller.
 
     Args:
         bench: knows how many steps.
-        length: of the search, in percent of `STEPS`.
+        method: whose recipe.
+        epochs: of the search, for `length`; None is the recipe's share of `STEPS`.
         random_nets: that the method random trains.
     """
-    whole, steps = load_recipe("figs"), bench.steps(STEPS)
-    search = max(2, steps * length // 100)
-    share = search / whole.supernet.steps
-    assert whole.gates.lr is not None
+    name = "morphnet" if method == "morphnet" else "figs"
+    whole, steps = load_recipe(name), bench.steps(STEPS)
+    share = steps / (whole.supernet.steps + whole.finetune.steps)
+    usual = max(2, round(share * whole.supernet.steps))
+    search = usual if epochs is None else max(2, bench.steps(EPOCH * epochs))
+    rate = {} if whole.gates.lr is None else {"lr": whole.gates.lr / share}
     return changed(
-        "figs",
-        supernet={"steps": search, "warmup_steps": round(share * whole.supernet.warmup_steps)},
-        finetune={"steps": steps, "warmup_steps": round(steps / whole.finetune.steps * whole.finetune.warmup_steps)},
+        name,
+        supernet={"steps": search, "warmup_steps": round(search / whole.supernet.steps * whole.supernet.warmup_steps)},
+        finetune={"steps": steps - usual, "warmup_steps": round(share * whole.finetune.warmup_steps)},
         gates={
-            "lr": whole.gates.lr * whole.supernet.steps / steps,
+            **rate,
             "control_steps": max(1, round(share * whole.gates.control_steps)),
             "ema_decay": 1 - min(0.5, (1 - whole.gates.ema_decay) / share),
             "random_nets": random_nets,
@@ -87,7 +92,7 @@ def width(bench: Bench) -> None:
 def baselines(bench: Bench) -> None:
     """The paper's FiGS beats the width multiplier, and is on a par with MorphNet."""
     for name, budgets in BUDGETS.items():
-        found = bench.compare(("figs", "morphnet", "width"), SPACE, budgets, recipe(bench))
+        found = {method: bench.compare((method,), SPACE, budgets, recipe(bench, method))[method] for method in METHODS}
         table(found)
         for other in ("morphnet", "width"):
             at_one_latency(found["figs"], found[other])
@@ -148,16 +153,18 @@ def costs(bench: Bench) -> None:
 
 
 def length(bench: Bench) -> None:
-    """Shorter searches onto the same size, all retrained as long."""
+    """Shorter searches onto the same size, all retrained for as long."""
     for size in SIZES:
         found = {
-            part: [bench.find("figs", ONE_SHOT, {"params": size}, recipe(bench, part), seed) for seed in bench.seeds]
+            part: [
+                bench.find("figs", ONE_SHOT, {"params": size}, recipe(bench, epochs=part), seed) for seed in bench.seeds
+            ]
             for part in LENGTHS
         }
-        table({f"{part}% of {STEPS} steps": nets for part, nets in found.items()})
+        table({f"{part} epochs of {EPOCH} steps": nets for part, nets in found.items()})
         short, middle, whole = (accuracies(found[part]) for part in LENGTHS)
-        no_worse(f"40 parts no worse than 100, {size} parameters", middle, whole)
-        verdict(f"100 parts over 20, {size} parameters", whole, short)
+        no_worse(f"40 epochs no worse than 100, {size} parameters", middle, whole)
+        verdict(f"100 epochs over 20, {size} parameters", whole, short)
 
 
 def draw(found: Mapping[str, Sequence[Found]], cost: str, path: Path) -> None:

@@ -18,6 +18,7 @@ import argparse
 import importlib.util
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,13 +192,15 @@ def split_coverage(plain: LatencyModel, networks: list[MeasuredNetwork]) -> Vect
     found = [net.network for net in networks if net.network]
     sums = np.array([plain.sum_ms(net) for net in found])
     times = np.array([net.measured.latency_ms for net in networks])
-    parts = [plain.parts_ms(op.key for op in plain.lower(net)) for net in found]
+    counts = [Counter(op.key for op in plain.lower(net)) for net in found]
+    parts = [plain.parts_ms(count.elements()) for count in counts]
     noise = float(np.median([net.measured.relative_error for net in networks])) / NORMAL_90
     rng, shares = np.random.default_rng(0), []
     for _ in range(SPLITS):
         order = rng.permutation(len(times))
         fitted, rest = order[:CALIBRATION_NETWORKS], order[CALIBRATION_NETWORKS:]
-        calibration = calibrate(sums[fitted], times[fitted], noise, [parts[i] for i in fitted])
+        runs = [counts[i] for i in fitted]
+        calibration = calibrate(sums[fitted], times[fitted], noise, [parts[i] for i in fitted], runs)
         centre = np.array([calibration.latency_ms(calibration.corrected_ms(sums[i], parts[i])) for i in rest])
         widths = np.array([calibration.half_width_ms(latency) for latency in centre])
         shares.append((np.abs(times[rest] - centre) <= widths).mean())

@@ -1,11 +1,11 @@
 """Calibration: from the sum of measured operators to the latency of a network, with errors out of sample.
 
 A sum of operators misses what lies between them by a nearly constant factor and an offset; both are fitted on whole
-networks by least squares on the RELATIVE error. What is left is shared out among the operators that the networks have,
-for a kernel takes another time after other neighbours: each operator's latency gets a factor near 1. That is universal
-kriging (Matheron 1969) whose drift is the factor and the offset, and whose covariance says how much of their operators
-two networks share. Prices stay sums over operators. Every figure of quality is from leaving each network out in turn,
-and so is the width of the intervals.
+networks by least squares on the RELATIVE error. What is left is shared out among the operators that the networks have:
+a kernel takes another time after other neighbours, and timing one costs more than timing one that does nothing shows.
+Each operator's latency gets a factor near 1. That is universal kriging (Matheron 1969) whose drift is the factor and
+the offset, and whose covariance says how much of their operators two networks share, and of their number. Prices stay
+sums over operators. Every figure of quality is from leaving each network out in turn, and so is the width of intervals.
 """
 
 from __future__ import annotations
@@ -130,6 +130,7 @@ def calibrate(
     measured_ms: Sequence[float],
     noise: float | None = None,
     operators_ms: Sequence[Mapping[str, float]] = (),
+    counts: Sequence[Mapping[str, int]] = (),
 ) -> Calibration:
     """Fits on whole networks; with fewer than four only a factor is fitted, with none nothing is.
 
@@ -140,6 +141,8 @@ def calibrate(
             errors is drawn towards it and `MODEL_ERROR` together.
         operators_ms: of each network its part of the sum by operator, all occurrences together. Without them operators
             are not corrected.
+        counts: how often each of these runs in each network. Without them what every run of an operator takes more,
+            or less, is not told apart.
     """
     x, y = np.asarray(sums_ms, float), np.asarray(measured_ms, float)
     if not len(x):
@@ -148,8 +151,14 @@ def calibrate(
     parts = np.zeros((len(x), len(keys)))
     if keys:
         parts[:] = [[taken.get(key, 0.0) for key in keys] for taken in operators_ms]
-    slope, offset, shifts, errors = _fit(x, y, parts, noise)
-    factors = {key: max(LEAST_FACTOR, 1 + float(by) / slope) for key, by in zip(keys, shifts, strict=True)}
+    runs = np.array([[ran.get(key, 0) for key in keys] for ran in counts], float) if keys and counts else parts[:, :0]
+    mean_ms = parts.sum() / runs.sum() if runs.size else 0.0
+    number = mean_ms * runs.sum(axis=1, keepdims=True) if runs.size else runs  # as if all took the mean
+    slope, offset, shifts, errors = _fit(x, y, np.concatenate([parts, number], axis=1), noise)
+    changes = shifts[: len(keys)]
+    if runs.size:  # the same ms for every run, as a share of what each operator takes
+        changes = changes + float(shifts[-1]) * mean_ms * runs.sum(axis=0) / parts.sum(axis=0)
+    factors = {key: max(LEAST_FACTOR, 1 + float(by) / slope) for key, by in zip(keys, changes, strict=True)}
     left_out = y * (1 - errors)
     error = float(np.sqrt(_mean_square(float((errors**2).sum()), len(x), noise)))
     if len(x) < FEW:

@@ -141,9 +141,11 @@ class LatencyModel:
     def _calibrate(self, found: Sequence[_Whole], *, correct: bool = True) -> Calibration:
         """Fits on networks; from then on operators that no calibration corrected before are, if `correct`."""
         sums = [self._sum(keys) for keys, _, _ in found]
-        parts = [self.parts_ms(key for key in keys if key not in self._corrected) for keys, _, _ in found if correct]
+        open_ = [[key for key in keys if key not in self._corrected] for keys, _, _ in found if correct]
         noise = median(noise for *_, noise in found) if found else None
-        calibration = calibrate(sums, [measured for _, measured, _ in found], noise, parts)
+        measured = [measured for _, measured, _ in found]
+        parts = [self.parts_ms(keys) for keys in open_]
+        calibration = calibrate(sums, measured, noise, parts, [Counter(keys) for keys in open_])
         for key, factor in calibration.factors.items():
             self.operators[key] = self.operators[key].scaled(factor)
         self._corrected.update(calibration.factors)

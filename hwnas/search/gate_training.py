@@ -139,17 +139,28 @@ class GateTraining(ABC):
                 )
             return
         before, passed = self._excess, self.settings.control_steps / self.steps
-        self._excess = self.ranks.tell(self._over() / self._first)
+        self._excess = self.ranks.tell(self._over(done / self.steps) / self._first)
         self._fall += (self._excess - before - self._fall) * 0.5
         progress = done / self.steps
         if progress >= self._controller.start:
             expected = self._excess + AHEAD * self._fall / passed
             self._controller.update(progress + AHEAD, expected, passed)
 
-    def _over(self) -> float:
-        """What the net costs now above its limits, as a share of what the whole net does."""
-        sums = self.sums()
-        return max(limit.excess(float(_of(limit).smooth(sums))) for limit in self.limits)
+    def _over(self, progress: float = 0.0) -> float:
+        """What the net costs now above its limits, as a share of what the whole net does.
+
+        While the course lasts, what the net would be if it were cut now takes the place of the expected sums: stairs
+        that are filled up cost more than these.
+        """
+        sums, wanted = self.sums(), self.wanted()
+        share = min(1.0, max(0.0, (progress - self.settings.ramp) / (COURSE_ENDS - self.settings.ramp)))
+
+        def over(limit: Limit) -> float:
+            cost = _of(limit)
+            expected, cut = float(cost.smooth(sums)), cost.estimate(cost.deployed(wanted))
+            return limit.excess(expected + share * (cut - expected))
+
+        return max(map(over, self.limits))
 
     def _note(self, done: int) -> None:
         if self.log is not None:

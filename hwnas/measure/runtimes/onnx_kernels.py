@@ -21,11 +21,12 @@ import onnxruntime as ort
 
 from hwnas.measure.runtimes.base import KernelClock, KernelTime
 from hwnas.measure.runtimes.scratch import scratch_folder
+from hwnas.measure.runtimes.timed import warm_up
 from hwnas.measure.statistics import fastest_mean, steady_mean
 
 LEAST_S = 0.02
-"""Short networks are run more often than is asked for, for about so long, and for a third of it before: the profiler's
-clock has whole microseconds, and what has just been loaded is not yet as fast as it will be."""
+"""Short networks are run more often than is asked for, for about so long: the profiler's clock has whole
+microseconds."""
 
 MOST_RUNS = 200
 
@@ -58,12 +59,11 @@ class OrtKernelClock(KernelClock):
             options.enable_profiling = True
             options.profile_file_prefix = str(folder / "kernels")
             session = ort.InferenceSession(self._model, options, providers=["CPUExecutionProvider"])
-            run = self._bind(session)  # runs once
+            run = self._bind(session)
+            warm_up(run)
             start = time.perf_counter()
             run()
             runs = min(MOST_RUNS, max(runs, math.ceil(LEAST_S / (time.perf_counter() - start))))
-            for _ in range(runs // 3):
-                run()
             undisturbed = []
             for _ in range(runs):
                 switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
