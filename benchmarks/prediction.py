@@ -194,15 +194,18 @@ def split_coverage(plain: LatencyModel, networks: list[MeasuredNetwork]) -> Vect
     times = np.array([net.measured.latency_ms for net in networks])
     counts = [Counter(op.key for op in plain.lower(net)) for net in found]
     parts = [plain.parts_ms(count.elements()) for count in counts]
+    doubts = [plain.model_error(list(count.elements())) for count in counts]
     noise = float(np.median([net.measured.relative_error for net in networks])) / NORMAL_90
     rng, shares = np.random.default_rng(0), []
     for _ in range(SPLITS):
         order = rng.permutation(len(times))
         fitted, rest = order[:CALIBRATION_NETWORKS], order[CALIBRATION_NETWORKS:]
-        runs = [counts[i] for i in fitted]
-        calibration = calibrate(sums[fitted], times[fitted], noise, [parts[i] for i in fitted], runs)
+        known = ([of[i] for i in fitted] for of in (parts, counts, doubts))
+        calibration = calibrate(sums[fitted], times[fitted], noise, *known)
         centre = np.array([calibration.latency_ms(calibration.corrected_ms(sums[i], parts[i])) for i in rest])
-        widths = np.array([calibration.half_width_ms(latency) for latency in centre])
+        widths = np.array(
+            [calibration.half_width_ms(latency, doubts[i]) for i, latency in zip(rest, centre, strict=True)]
+        )
         shares.append((np.abs(times[rest] - centre) <= widths).mean())
     return np.array(shares)
 

@@ -10,7 +10,7 @@ sums over operators. Every figure of quality is from leaving each network out in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,12 +35,23 @@ run on another day. A hundred found nets were off by so much (`benchmarks/budget
 FEW_FOR_SHAPE = 12
 """Fewer networks cannot tell whether small ones are predicted worse than large ones."""
 
-NOISE_WEIGHT = 20
-"""Networks' worth of belief that a prediction is off by about as much as measurements are: thirty networks alone say
-how much it is only to within a quarter."""
+BELIEF = 30
+"""Networks' worth of belief that predictions are off by as much as noise and `model_error` say: thirty networks alone
+say how much it is only to within a quarter."""
 
 MODEL_ERROR = 0.007
-"""Relative standard error of a prediction beside a measurement's own: found on 200 networks of each of three spaces."""
+"""Relative standard error of a prediction beside a measurement's own, where nothing is known of the operators."""
+
+LEAST_MODEL_ERROR = 0.005
+"""The same where all operators take the same in all networks: some of it is in no operator."""
+
+SPREAD_PART = 0.85
+"""Share of the operators' spread that is left in a calibrated prediction. This and the last are from 200 networks of
+each of three spaces; with them 90% intervals held in 90 to 93% of all cases, in `fbnet` too, whose operators differ
+from one network to the next more than twice as much as those of `proxyless`."""
+
+UNKNOWN_SPREAD = 0.03
+"""Of operators that were not timed in several networks."""
 
 OPERATOR_ERROR = 0.07
 """Relative standard error of an operator's latency from one network to the next: with 0.05 to 0.1, calibration on 30
@@ -63,13 +74,14 @@ class Calibration:
 
     Attributes:
         slope, offset_ms: fitted on all networks.
-        relative_error: root mean square of the leave-one-out relative errors, drawn towards what `noise` and
-            `MODEL_ERROR` make together.
+        relative_error: of a network like those that it was fitted on: root mean square of the leave-one-out relative
+            errors, drawn towards what was to be expected of each.
         networks: how many it was fitted on; 0 means uncalibrated.
         noise: relative standard error of a measured network, where it is known.
         relative_part, absolute_ms: standard deviation of a prediction as a share of it, and what comes on top, for the
             upper end of a search: small networks can be predicted relatively worse.
         measured_ms, left_out_ms: of each network, and what was predicted for it by a fit without it.
+        expected: relative standard error that was to be expected of each network's prediction: noise and model error.
         factors: what the latency of an operator is to be multiplied by before it is added up, by its key; operators of
             no calibration network have none.
     """
@@ -83,6 +95,7 @@ class Calibration:
     absolute_ms: float = 0.0
     measured_ms: tuple[float, ...] = ()
     left_out_ms: tuple[float, ...] = ()
+    expected: tuple[float, ...] = ()
     factors: Mapping[str, float] = field(default_factory=dict)
 
     def corrected_ms(self, sum_ms: float, operators_ms: Mapping[str, float]) -> float:
@@ -103,12 +116,17 @@ class Calibration:
         """By how much the one-sided upper end of a search exceeds the prediction, as a share of it, on average."""
         return self.relative_error * self._student(FEASIBLE_CONFIDENCE)
 
-    def half_width_ms(self, latency_ms: float) -> float:
+    def half_width_ms(self, latency_ms: float, model_error: float | None = None) -> float:
         """Half of the two-sided 90% interval of a prediction.
 
-        The same share of all: a shape that 30 networks show made more intervals fail than it mended.
+        Args:
+            latency_ms: the prediction.
+            model_error: what `model_error` says of the network; None is as of those that it was fitted on.
         """
-        return self.half_width * latency_ms
+        if model_error is None or not self.expected:
+            return self.half_width * latency_ms
+        typical = float(np.sqrt(np.mean(np.square(self.expected))))
+        return self.half_width * latency_ms * float(np.hypot(model_error, self.noise or 0.0)) / typical
 
     @property
     def upper(self) -> tuple[float, float]:
@@ -122,7 +140,22 @@ class Calibration:
 
         if self.networks < FEW:  # the error is an assumption then, not an estimate from so many networks
             return float(ndtri(probability))
-        return float(stdtrit(self.networks - 2 + (NOISE_WEIGHT if self.noise is not None else 0), probability))
+        return float(stdtrit(self.networks - 2 + (BELIEF if self.noise is not None else 0), probability))
+
+
+def model_error(sum_ms: float, operators: Iterable[tuple[int, float, float | None]]) -> float:
+    """Relative standard error of a network's prediction beside a measurement's own.
+
+    Operators take another time from one network to the next, each time it runs another one, independently.
+
+    Args:
+        sum_ms: of all operators.
+        operators: of each how often it runs, what it takes then in ms, and its spread.
+    """
+    variance = sum(
+        runs * (taken * (UNKNOWN_SPREAD if spread is None else spread)) ** 2 for runs, taken, spread in operators
+    )
+    return float(np.hypot(LEAST_MODEL_ERROR, SPREAD_PART * variance**0.5 / sum_ms)) if sum_ms > 0 else MODEL_ERROR
 
 
 def calibrate(
@@ -131,6 +164,7 @@ def calibrate(
     noise: float | None = None,
     operators_ms: Sequence[Mapping[str, float]] = (),
     counts: Sequence[Mapping[str, int]] = (),
+    model_errors: Sequence[float] = (),
 ) -> Calibration:
     """Fits on whole networks; with fewer than four only a factor is fitted, with none nothing is.
 
@@ -138,11 +172,12 @@ def calibrate(
         sums_ms: of each network's operators.
         measured_ms: of each network.
         noise: relative standard error of a measured network; what is learned from few networks about the size of
-            errors is drawn towards it and `MODEL_ERROR` together.
+            errors is drawn towards it and `model_errors` together.
         operators_ms: of each network its part of the sum by operator, all occurrences together. Without them operators
             are not corrected.
         counts: how often each of these runs in each network. Without them what every run of an operator takes more,
             or less, is not told apart.
+        model_errors: what `model_error` says of each network; without them it is `MODEL_ERROR` of all.
     """
     x, y = np.asarray(sums_ms, float), np.asarray(measured_ms, float)
     if not len(x):
@@ -154,17 +189,21 @@ def calibrate(
     runs = np.array([[ran.get(key, 0) for key in keys] for ran in counts], float) if keys and counts else parts[:, :0]
     mean_ms = parts.sum() / runs.sum() if runs.size else 0.0
     number = mean_ms * runs.sum(axis=1, keepdims=True) if runs.size else runs  # as if all took the mean
-    slope, offset, shifts, errors = _fit(x, y, np.concatenate([parts, number], axis=1), noise)
+    expected = np.hypot(np.asarray(model_errors or [MODEL_ERROR] * len(x), float), noise or 0.0)
+    slope, offset, shifts, errors = _fit(x, y, np.concatenate([parts, number], axis=1), expected)
     changes = shifts[: len(keys)]
     if runs.size:  # the same ms for every run, as a share of what each operator takes
         changes = changes + float(shifts[-1]) * mean_ms * runs.sum(axis=0) / parts.sum(axis=0)
     factors = {key: max(LEAST_FACTOR, 1 + float(by) / slope) for key, by in zip(keys, changes, strict=True)}
     left_out = y * (1 - errors)
-    error = float(np.sqrt(_mean_square(float((errors**2).sum()), len(x), noise)))
+    scale = _scale(float(((errors / expected) ** 2).sum()), len(x), noise)
+    error = scale * float(np.sqrt((expected**2).mean()))
     if len(x) < FEW:
         error = max(error, UNCALIBRATED_ERROR / 2)  # so few networks cannot show how far the next one is off
     shape = _parts(y, left_out, error)
-    return Calibration(slope, offset, error, len(x), noise, *shape, tuple(y), tuple(left_out), factors)
+    return Calibration(
+        slope, offset, error, len(x), noise, *shape, tuple(y), tuple(left_out), tuple(expected.tolist()), factors
+    )
 
 
 def _parts(measured: Vector, left_out: Vector, error: float) -> tuple[float, float]:
@@ -182,22 +221,21 @@ def _parts(measured: Vector, left_out: Vector, error: float) -> tuple[float, flo
     return float(found[0] * error / level), float(found[1] * error / level)
 
 
-def _mean_square(squares: float, count: int, noise: float | None) -> float:
-    """Mean of `count` squared errors, drawn towards the noise's where that is known."""
-    if noise is None:
-        return squares / count
-    return (squares + NOISE_WEIGHT * (noise**2 + MODEL_ERROR**2)) / (count + NOISE_WEIGHT)
+def _scale(squares: float, count: int, noise: float | None) -> float:
+    """By how much errors are larger than was to be expected, from the squares of `count` ratios; believed to be 1
+    where the noise is known."""
+    belief = 0 if noise is None else BELIEF
+    return float(np.sqrt((squares + belief) / (count + belief)))
 
 
-def _fit(x: Vector, y: Vector, parts: Matrix, noise: float | None) -> tuple[float, float, Vector, Vector]:
+def _fit(x: Vector, y: Vector, parts: Matrix, expected: Vector) -> tuple[float, float, Vector, Vector]:
     """Slope, offset, what each operator's share of a latency is off by, and each network's relative error left out.
 
     A negative offset is as true as a positive one: large networks leave the cache and grow faster than their sums. But
     the least network that was measured keeps at least half of its latency.
     """
     shares = parts / y[:, None]
-    own = MODEL_ERROR**2 + (noise or 0.0) ** 2
-    covariance = OPERATOR_ERROR**2 * shares @ shares.T + own * np.eye(len(x))
+    covariance = OPERATOR_ERROR**2 * shares @ shares.T + np.diag(expected**2)
     inverse = np.linalg.inv(covariance).astype(np.float64)
     if len(x) >= FEW and np.ptp(x) > 0.05 * x.mean():
         (slope, offset), residual, errors = _krige(np.stack([x / y, 1 / y], axis=1), inverse)
@@ -244,10 +282,12 @@ def _widths_without_own_error(calibration: Calibration) -> Vector:
     """For each network the half-width that the errors of the others give."""
     if calibration.networks < 3:
         return np.full(calibration.networks, calibration.half_width)
-    squares = (np.array(calibration.left_out_ms) / np.array(calibration.measured_ms) - 1) ** 2
+    expected = np.array(calibration.expected)
+    squares = ((np.array(calibration.left_out_ms) / np.array(calibration.measured_ms) - 1) / expected) ** 2
     rest, count = squares.sum() - squares, len(squares) - 1
-    others = np.sqrt([_mean_square(float(left), count, calibration.noise) for left in rest])
-    widths: Vector = others * calibration.half_width / max(calibration.relative_error, 1e-12)
+    others = np.array([_scale(float(left), count, calibration.noise) for left in rest])
+    deviations = calibration.half_width / max(calibration.relative_error, 1e-12)
+    widths: Vector = others * expected * deviations
     return widths
 
 

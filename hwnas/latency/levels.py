@@ -259,16 +259,15 @@ def level_of(log_ms: Samples, samples: int, quantile: float = QUANTILE) -> Estim
 def _over_networks(by_network: Sequence[Sequence[float]], samples: int) -> Estimate:
     """The mean over the networks that a kernel was timed in.
 
-    How far the networks are apart is part of the interval.
+    How far the networks are apart is part of the interval; what is left of it without the noise of each is the spread.
     """
     points = np.array([np.median(values) for values in by_network])
-    noise = np.array([_standard_error(np.asarray(values)) for values in by_network])
+    noise = float(np.mean([_standard_error(np.asarray(values)) ** 2 for values in by_network]))
     point = max(SHORTEST_MS, float(points.mean()))
-    variance = float((noise**2).mean()) / len(points)
-    if len(points) > 1:
-        variance += float(points.var(ddof=1)) / len(points)
-    half = NORMAL_90 * variance**0.5
-    return Estimate(point, max(SHORTEST_MS, point - half), point + half, samples)
+    apart = float(points.var(ddof=1)) if len(points) > 1 else 0.0
+    spread = max(0.0, apart - noise) ** 0.5 / point if len(points) > 1 else None
+    half = NORMAL_90 * ((noise + apart) / len(points)) ** 0.5
+    return Estimate(point, max(SHORTEST_MS, point - half), point + half, samples, spread)
 
 
 def _standard_error(values: Samples) -> float:

@@ -11,7 +11,15 @@ from statistics import NormalDist, median
 from hwnas.costs import Cost
 from hwnas.errors import HwnasError
 from hwnas.latency import trust
-from hwnas.latency.calibration import FEASIBLE_CONFIDENCE, FOREIGN_ERROR, Calibration, Quality, calibrate, quality
+from hwnas.latency.calibration import (
+    FEASIBLE_CONFIDENCE,
+    FOREIGN_ERROR,
+    Calibration,
+    Quality,
+    calibrate,
+    model_error,
+    quality,
+)
 from hwnas.latency.imported import BLOCK
 from hwnas.latency.known import Knowledge, Known, Piece, deviation_ms
 from hwnas.latency.lowering import Lower, lowering
@@ -145,7 +153,8 @@ class LatencyModel:
         noise = median(noise for *_, noise in found) if found else None
         measured = [measured for _, measured, _ in found]
         parts = [self.parts_ms(keys) for keys in open_]
-        calibration = calibrate(sums, measured, noise, parts, [Counter(keys) for keys in open_])
+        doubts = [self.model_error(keys) for keys, _, _ in found]
+        calibration = calibrate(sums, measured, noise, parts, [Counter(keys) for keys in open_], doubts)
         for key, factor in calibration.factors.items():
             self.operators[key] = self.operators[key].scaled(factor)
         self._corrected.update(calibration.factors)
@@ -154,6 +163,13 @@ class LatencyModel:
     def parts_ms(self, keys: Iterable[str]) -> dict[str, float]:
         """What each operator takes in a network of the operators `keys`, all its occurrences together."""
         return {key: n * self.operators[key].latency_ms for key, n in Counter(keys).items()}
+
+    def model_error(self, keys: Sequence[str]) -> float:
+        """Relative standard error of a network of the operators `keys` beside a measurement's own; unmeasured ones are
+        left out."""
+        found = [(n, self.operators[key]) for key, n in Counter(keys).items() if key in self.operators]
+        summed = sum(n * each.latency_ms for n, each in found)
+        return model_error(summed, [(n, each.latency_ms, each.spread) for n, each in found])
 
     def _keys(self, network: MeasuredNetwork) -> tuple[str, ...]:
         """What a calibration network's latency is the sum of."""
@@ -218,7 +234,8 @@ class LatencyModel:
         latency = calibration.latency_ms(summed / calibration.slope)
         strange = sum(estimate.latency_ms or 0 for estimate in found if estimate.op.key not in self._calibrated_on)
         foreign = FOREIGN_ERROR * strange if calibration.networks else 0.0
-        half = math.hypot(calibration.half_width_ms(latency), NORMAL_90 * foreign, NORMAL_90 * deviation_ms(parts))
+        own = calibration.half_width_ms(latency, self.model_error([op.key for op in kernels]))
+        half = math.hypot(own, NORMAL_90 * foreign, NORMAL_90 * deviation_ms(parts))
         ends = (max(0.0, latency - half), latency + half)
         terms = self.terms.parts(between)
         return Prediction(latency, *ends, coverage, (), ops, calibration.networks > 0, *guessed, terms)

@@ -34,12 +34,18 @@ LEAST_FOR_LINE = 5
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A latency in ms with the ends of its 90% interval."""
+    """A latency in ms with the ends of its 90% interval.
+
+    Attributes:
+        samples: that it was estimated from.
+        spread: of an operator, its relative standard deviation from one network to the next; None where not known.
+    """
 
     latency_ms: float
     low_ms: float
     high_ms: float
     samples: int
+    spread: float | None = None
 
     @property
     def relative_error(self) -> float:
@@ -49,7 +55,7 @@ class Estimate:
     def scaled(self, factor: float, offset: float = 0.0) -> Estimate:
         """(x - offset) * factor, ends included; never below a nanosecond."""
         ends = [max(1e-6, (x - offset) * factor) for x in (self.latency_ms, self.low_ms, self.high_ms)]
-        return Estimate(ends[0], ends[1], ends[2], self.samples)
+        return Estimate(ends[0], ends[1], ends[2], self.samples, self.spread)
 
 
 def estimate(visits: Sequence[NDArray[np.float64]]) -> Estimate:

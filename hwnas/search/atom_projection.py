@@ -122,7 +122,9 @@ class _State:
                 options.append((self._lost(branch, more, atoms) / worth, branch, more))
             for _, branch, more in sorted(options, reverse=True):
                 before, self.keep[branch] = self.keep[branch], more
-                if all(limit.met(self.widths()) for limit in limits):
+                # what is there again without what it needs may be no net
+                viable = before or self.space.viable(self.space.empty_of(self.widths()))
+                if viable and all(limit.met(self.widths()) for limit in limits):
                     break
                 self.keep[branch] = before
             else:

@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hwnas.latency.calibration import UNCALIBRATED_ERROR, Calibration, calibrate, quality
+from hwnas.latency.calibration import (
+    LEAST_MODEL_ERROR,
+    UNCALIBRATED_ERROR,
+    Calibration,
+    calibrate,
+    model_error,
+    quality,
+)
 
 Vector = NDArray[np.float64]
 
@@ -100,6 +107,57 @@ def test_operators_that_are_right_are_left_alone() -> None:
     nets, measured = mixed(np.random.default_rng(3), 30, wrong=0.0)
     found = calibrate([sum(net.values()) for net in nets], measured, 0.005, nets)
     assert all(factor == pytest.approx(1, abs=0.06) for factor in found.factors.values())
+
+
+def test_what_every_run_of_an_operator_costs_beside_it_is_calibrated() -> None:
+    """Timing a kernel seems to cost less than it does: sums of many short operators are too high."""
+    beside = 0.01
+    plain, counted = [], []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        nets, _ = mixed(rng, 60)
+        counts = [
+            {name: int(n) for name, n in zip(net, rng.integers(1, 1 + rng.integers(1, 9), len(net)), strict=True)}
+            for net in nets
+        ]
+        parts = [{name: n * net[name] for name, n in count.items()} for net, count in zip(nets, counts, strict=True)]
+        truth = np.array([sum(p.values()) - beside * sum(c.values()) for p, c in zip(parts, counts, strict=True)])
+        sums = [sum(part.values()) for part in parts]
+        for errors, more in ((plain, ()), (counted, (counts[:30],))):
+            found = calibrate(sums[:30], truth[:30], 0.005, parts[:30], *more)
+            errors.append(np.abs(predicted(found, parts[30:]) / truth[30:] - 1).mean())
+    assert np.mean(counted) < 0.5 * np.mean(plain)
+
+
+def test_intervals_are_as_wide_as_a_networks_operators_are_uncertain() -> None:
+    """Half of the networks have operators that take another time from one network to the next."""
+    held: dict[float, list[float]] = {0.006: [], 0.03: []}
+    widths: dict[float, list[float]] = {0.006: [], 0.03: []}
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        doubts = rng.permutation([0.006, 0.03] * 40)
+        sums, measured = synthetic(rng, 80, noise=0.0)
+        measured *= 1 + np.hypot(doubts, 0.005) * rng.standard_normal(80)
+        found = calibrate(sums[:30], measured[:30], 0.005, model_errors=doubts[:30].tolist())
+        for doubt, new, truth in zip(doubts[30:], sums[30:], measured[30:], strict=True):
+            half = found.half_width_ms(found.latency_ms(new), doubt)
+            held[doubt].append(abs(found.latency_ms(new) - truth) <= half)
+            widths[doubt].append(half / found.latency_ms(new))
+    assert all(0.86 <= np.mean(shares) <= 0.95 for shares in held.values())
+    assert np.mean(widths[0.03]) > 3 * np.mean(widths[0.006])
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.floats(0.01, 5), st.one_of(st.none(), st.floats(0, 0.5))), min_size=1))
+def test_model_errors_grow_with_the_spread_and_are_never_nothing(
+    operators: list[tuple[int, float, float | None]],
+) -> None:
+    total = sum(runs * taken for runs, taken, _ in operators)
+    found = model_error(total, operators)
+    assert found >= LEAST_MODEL_ERROR
+    wider = [(runs, taken, 2 * (spread or 0.5)) for runs, taken, spread in operators]
+    assert model_error(total, wider) >= found
+    # two runs of one operator are as uncertain as one run of each of two such operators
+    assert model_error(total, [(1, t, s) for n, t, s in operators for _ in range(n)]) == pytest.approx(found)
 
 
 def test_the_error_is_out_of_sample() -> None:

@@ -82,16 +82,20 @@ def test_kernels_are_corrected_as_their_network_is_and_timing_costs_are_taken_of
             value = 0.01 if net == 6 else 0.01 + 0.5
             timed.append(("nothing" if net == 6 else "kernel", number, 1, np.array([value * slow] * 4)))
             if net < 6:  # what slows others by a quarter makes this one take twice as long
+                timed.append(("fickle", number, 1, np.array([0.01 + (0.2 + 0.04 * (net % 2)) * slow] * 4)))
                 timed.append(("sensitive", number, 1, np.array([0.01 + 0.3 * (slow if slow < 1.2 else 2)] * 4)))
             if net < 6:  # three kernels, each of which was timed
                 timed.append(("shuffle", number, 3, np.array([(0.03 + 0.2) * slow] * 4)))
     found = Levels(made).kernels([*timed, ("lost", 10**6, 1, np.array([1.0]))])
     # what is in no network that is known, and what only tells the cost, is nothing
-    assert set(found) == {"kernel", "shuffle", "sensitive"}
+    assert set(found) == {"kernel", "shuffle", "sensitive", "fickle"}
     assert found["kernel"].latency_ms == pytest.approx(0.5, rel=0.02)
     assert found["shuffle"].latency_ms == pytest.approx(0.2, rel=0.02)
     assert found["sensitive"].latency_ms == pytest.approx(0.3, rel=0.02)
     assert found["kernel"].samples == 9 * 6 * 4  # of the quiet visits
+    # 0.2 and 0.24 ms in three networks each: by their standard deviation over their mean
+    assert found["fickle"].spread == pytest.approx(0.04 / 2 * (6 / 5) ** 0.5 / 0.22, rel=0.1)
+    assert found["kernel"].spread == pytest.approx(0, abs=0.005)
 
 
 @pytest.mark.parametrize("count", [8, 40])

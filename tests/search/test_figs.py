@@ -27,7 +27,7 @@ from hwnas.network import Network
 from hwnas.nn.gates import GatedNet
 from hwnas.ops import Op
 from hwnas.progress import NullProgress
-from hwnas.search.atom_projection import Limit
+from hwnas.search.atom_projection import Limit, project
 from hwnas.search.baselines import random_arch
 from hwnas.search.figs_training import FigsTraining
 from hwnas.search.gate_training import GateTraining
@@ -293,3 +293,16 @@ def test_a_search_killed_in_both_phases_finds_the_same_net(data: Path, tmp_path:
     for name in ("arch.json", "weights.safetensors", "gates.jsonl"):
         wanted, found = (run / "nets" / "latency-50pct" / name for run in (undisturbed, killed))
         assert wanted.read_bytes() == found.read_bytes()
+
+
+def test_what_a_projection_takes_back_is_still_a_net() -> None:
+    """A layer that comes back without what it needs would hand on a constant."""
+    space = find_space("figs-oneshot-tiny")
+    assert isinstance(space, GateSpace)
+    cost = gate_costs(space, None)["params"]
+    rng = np.random.default_rng(1)
+    few = {(n, 0): rng.random(min(8, row[0])) * rng.random() for n, row in enumerate(space.full)}
+    found = project(space, few, [Limit(cost, 5500)])
+    assert found.met
+    assert space.viable(space.empty_of(found.widths))
+    assert cost.upper(found.widths) <= 5500
