@@ -299,7 +299,7 @@ def test_what_a_projection_takes_back_is_still_a_net() -> None:
     """A layer that comes back without what it needs would hand on a constant."""
     space = find_space("figs-oneshot-tiny")
     assert isinstance(space, GateSpace)
-    cost = gate_costs(space, None)["params"]
+    cost = gate_costs(space, None, stairs=True)["params"]
     rng = np.random.default_rng(1)
     few = {(n, 0): rng.random(min(8, row[0])) * rng.random() for n, row in enumerate(space.full)}
     found = project(space, few, [Limit(cost, 5500)])
