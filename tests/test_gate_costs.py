@@ -11,7 +11,8 @@ from torch import nn
 
 from hwnas.atom_costs import cheapest
 from hwnas.budget import Budget
-from hwnas.gate_costs import GateCost, GateCount, GateLatency, gate_costs
+from hwnas.gate_costs import GateCost, GateCount, gate_costs
+from hwnas.gate_latency import GateLatency
 from hwnas.network import Network
 from hwnas.ops import Op
 from hwnas.search.atom_projection import Limit, project

@@ -172,7 +172,7 @@ class Gates(BaseModel):
         penalty: lambda, of the cost as a share of the whole net's: with a budget where the controller begins, without
             one for the whole search.
         form: the penalty is of the ``expected`` cost (equation 6) or of the ``sampled`` one (equation 5).
-        latency: by the table's ``curves`` or ``bilinear``, see `hwnas.gate_costs.GateLatency`.
+        latency: by the table's ``curves`` or ``bilinear``, see `hwnas.gate_latency`.
         export: ``expected`` keeps floor(sum of pi) channels of each group, those of the largest pi; ``alive`` those
             that are more likely there than not. Under a budget both are then brought onto it.
         ramp: share of the search in which lambda rises linearly from 0.

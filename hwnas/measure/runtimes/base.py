@@ -28,7 +28,7 @@ class Session(ABC):
 
     @abstractmethod
     def time_ms(self, runs: int) -> list[float]:
-        """Durations of `runs` runs in ms, after one that is not timed; interrupted runs are tried again."""
+        """Durations of `runs` runs in ms, after some that are not timed; interrupted runs are tried again."""
 
     @abstractmethod
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
