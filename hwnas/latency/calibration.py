@@ -83,8 +83,10 @@ class Calibration:
             upper end of a search: small networks can be predicted relatively worse.
         measured_ms, left_out_ms: of each network, and what was predicted for it by a fit without it.
         expected: relative standard error that was to be expected of each network's prediction: noise and model error.
+        range_ms: the least and the largest of their sums, corrected; () without any.
         factors: what the latency of an operator is to be multiplied by before it is added up, by its key; operators of
             no calibration network have none.
+        usual_factor: the mean of these, by how long operators take: for operators that no network tells of.
     """
 
     slope: float
@@ -97,7 +99,9 @@ class Calibration:
     measured_ms: tuple[float, ...] = ()
     left_out_ms: tuple[float, ...] = ()
     expected: tuple[float, ...] = ()
+    range_ms: tuple[float, ...] = ()
     factors: Mapping[str, float] = field(default_factory=dict)
+    usual_factor: float = 1.0
 
     def corrected_ms(self, sum_ms: float, operators_ms: Mapping[str, float]) -> float:
         """The sum `latency_ms` wants, from one of operators as they were measured; `operators_ms` are those by key."""
@@ -106,6 +110,17 @@ class Calibration:
     def latency_ms(self, sum_ms: float) -> float:
         """Predicted latency of a network whose operators, corrected by `factors`, add up to `sum_ms`."""
         return max(self.slope * sum_ms + self.offset_ms, 0.5 * self.slope * sum_ms)
+
+    def foreign_ms(self, sum_ms: float) -> float:
+        """As `latency_ms`, for a network of another kind: beyond all that were measured the factor is the nearest's.
+
+        The offset is what small networks of one kind differ by from large ones. It says nothing of one that takes five
+        times as long as the largest of them.
+        """
+        if not self.range_ms or sum_ms <= 0:
+            return self.latency_ms(sum_ms)
+        nearest = min(max(sum_ms, self.range_ms[0]), self.range_ms[-1])
+        return self.latency_ms(nearest) * sum_ms / nearest
 
     @property
     def half_width(self) -> float:
@@ -196,6 +211,8 @@ def calibrate(
     if runs.size:  # the same ms for every run, as a share of what each operator takes
         changes = changes + float(shifts[-1]) * mean_ms * runs.sum(axis=0) / parts.sum(axis=0)
     factors = {key: max(LEAST_FACTOR, 1 + float(by) / slope) for key, by in zip(keys, changes, strict=True)}
+    corrected = x + parts @ (np.array([factors[key] for key in keys]) - 1)
+    usual = 1 + float((corrected - x).sum() / parts.sum()) if keys else 1.0
     left_out = y * (1 - errors)
     scale = _scale(float(((errors / expected) ** 2).sum()), len(x), noise)
     error = scale * float(np.sqrt((expected**2).mean()))
@@ -203,8 +220,9 @@ def calibrate(
         error = max(error, UNCALIBRATED_ERROR / 2)  # so few networks cannot show how far the next one is off
     shape = _parts(y, left_out, error)
     return Calibration(
-        slope, offset, error, len(x), noise, *shape, tuple(y), tuple(left_out), tuple(expected.tolist()), factors
-    )
+        slope, offset, error, len(x), noise, *shape, tuple(y), tuple(left_out), tuple(expected.tolist()),
+        (float(corrected.min()), float(corrected.max())), factors, usual,
+    )  # fmt: skip
 
 
 def _parts(measured: Vector, left_out: Vector, error: float) -> tuple[float, float]:

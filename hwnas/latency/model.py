@@ -137,6 +137,8 @@ class LatencyModel:
         shapes = sorted(large, key=lambda shape: (-len(large[shape]), shape))
         self.calibrations: dict[Shape, Calibration] = {shape: self._calibrate(large[shape]) for shape in shapes}
         self.pooled = pooled or self.calibrations[shapes[0]]
+        for key in self.operators.keys() - self._corrected:
+            self.operators[key] = self.operators[key].scaled(self.calibration(shapes[0] if shapes else ()).usual_factor)
         self.knowledge = Knowledge(
             self.operators,
             table.blocks(),
@@ -231,8 +233,9 @@ class LatencyModel:
             return Prediction(None, None, None, coverage, names, ops, calibration.networks > 0, *guessed)
         between = calibration.slope * self.terms.ms(len(kernels))
         summed = sum(estimate.latency_ms or 0 for estimate in found) + between
-        latency = calibration.latency_ms(summed / calibration.slope)
         strange = sum(estimate.latency_ms or 0 for estimate in found if estimate.op.key not in self._calibrated_on)
+        law = calibration.foreign_ms if strange else calibration.latency_ms
+        latency = law(summed / calibration.slope)
         foreign = FOREIGN_ERROR * strange if calibration.networks else 0.0
         own = calibration.half_width_ms(latency, self.model_error([op.key for op in kernels]))
         half = math.hypot(own, NORMAL_90 * foreign, NORMAL_90 * deviation_ms(parts))

@@ -160,6 +160,26 @@ def test_model_errors_grow_with_the_spread_and_are_never_nothing(
     assert model_error(total, [(1, t, s) for n, t, s in operators for _ in range(n)]) == pytest.approx(found)
 
 
+def test_beyond_what_was_measured_networks_of_another_kind_have_the_nearest_ones_factor() -> None:
+    sums = np.linspace(2, 6, 12)
+    found = calibrate(sums, 1.05 * sums - 0.3)
+    assert found.foreign_ms(4) == pytest.approx(found.latency_ms(4))
+    assert found.foreign_ms(36) / 36 == pytest.approx(found.latency_ms(6) / 6)
+    assert found.foreign_ms(0.2) / 0.2 == pytest.approx(found.latency_ms(2) / 2)
+    assert calibrate([], []).foreign_ms(5) == 5
+
+
+def test_operators_of_no_network_are_taken_for_usual_ones() -> None:
+    """Where all entries are too high by what timing a run costs, so is one that no calibration network has."""
+    rng = np.random.default_rng(0)
+    nets, measured = mixed(rng, 30, wrong=0.0)
+    nets = [{name: 1.25 * ms if int(name.split()[1]) % 2 else ms for name, ms in net.items()} for net in nets]
+    found = calibrate([sum(net.values()) for net in nets], measured, 0.005, nets)
+    weighted = sum(found.factors[name] * ms for net in nets for name, ms in net.items())
+    assert found.usual_factor == pytest.approx(weighted / sum(sum(net.values()) for net in nets))
+    assert calibrate([1.0, 2, 3], [1.0, 2, 3]).usual_factor == 1
+
+
 def test_the_error_is_out_of_sample() -> None:
     """With five networks the fit follows them: only left out they show how far the next one is off."""
     inside, outside = [], []
