@@ -40,7 +40,6 @@ SPACE = "figs-fbnet-tiny"
 BUDGETS: Mapping[str, Budgets] = {"measured latency": {"latency": "50%"}, "parameters": {"params": "60%"}}
 STEPS = 800
 """Of search and retraining together, shared out as in the recipe that ships."""
-METHODS = ("figs", "morphnet", "width")
 RANDOM_NETS = 10
 """For each seed, at each budget: 30 with three seeds, as in the paper."""
 ONE_SHOT = "figs-oneshot-tiny"
@@ -53,29 +52,27 @@ LENGTHS = (20, 40, 100)
 EPOCH = 4
 
 
-def recipe(bench: Bench, method: str = "figs", *, epochs: int | None = None, random_nets: int = 1) -> Recipe:
+def recipe(bench: Bench, *, epochs: int | None = None, random_nets: int = 1) -> Recipe:
     """The recipe that ships, shorter: its times are in proportion, the rate of the logits in inverse proportion.
 
     As in the paper, searches of another length have the same rate; their lambdas differ, here by the controller.
 
     Args:
         bench: knows how many steps.
-        method: whose recipe.
         epochs: of the search, for `length`; None is the recipe's share of `STEPS`.
         random_nets: that the method random trains.
     """
-    name = "morphnet" if method == "morphnet" else "figs"
-    whole, steps = load_recipe(name), bench.steps(STEPS)
+    whole, steps = load_recipe("figs"), bench.steps(STEPS)
     share = steps / (whole.supernet.steps + whole.finetune.steps)
     usual = max(2, round(share * whole.supernet.steps))
     search = usual if epochs is None else max(2, bench.steps(EPOCH * epochs))
-    rate = {} if whole.gates.lr is None else {"lr": whole.gates.lr / share}
+    assert whole.gates.lr is not None
     return changed(
-        name,
+        "figs",
         supernet={"steps": search, "warmup_steps": round(search / whole.supernet.steps * whole.supernet.warmup_steps)},
         finetune={"steps": steps - usual, "warmup_steps": round(share * whole.finetune.warmup_steps)},
         gates={
-            **rate,
+            "lr": whole.gates.lr / share,
             "control_steps": max(1, round(share * whole.gates.control_steps)),
             "ema_decay": 1 - min(0.5, (1 - whole.gates.ema_decay) / share),
             "random_nets": random_nets,
@@ -92,7 +89,7 @@ def width(bench: Bench) -> None:
 def baselines(bench: Bench) -> None:
     """The paper's FiGS beats the width multiplier, and is on a par with MorphNet."""
     for name, budgets in BUDGETS.items():
-        found = {method: bench.compare((method,), SPACE, budgets, recipe(bench, method))[method] for method in METHODS}
+        found = bench.compare(("figs", "morphnet", "width"), SPACE, budgets, recipe(bench))
         table(found)
         for other in ("morphnet", "width"):
             at_one_latency(found["figs"], found[other])

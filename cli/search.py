@@ -47,7 +47,7 @@ DATA = "fashion-mnist"
 @option("--front", type=click.IntRange(2), metavar="N", help="Up to N nets, accuracy against the first budget's cost.")
 @option("--bitops", metavar="B", help="Budget of a quantised space: 6.3G (G is 2^30); several by comma.")
 @option("--out", type=file_path, metavar="RUN", help="The run folder; the same one goes on  [default: one under runs/]")
-@option("--recipe", metavar="NAME", help="A recipe that ships, or a TOML file  [default: the method's, or default]")
+@option("--recipe", metavar="NAME", help="A recipe that ships, or a TOML file  [default: default, atomnas or figs]")
 @option("--population", type=click.IntRange(2), metavar="N", help="Of the evolution  [default: the recipe's]")
 @option("--generations", type=click.IntRange(1), metavar="N", help="Of the evolution  [default: the recipe's]")
 @option("--image-size", type=click.IntRange(1), metavar="N", help="Scale the images  [default: their own size]")
@@ -270,8 +270,7 @@ def default_out(method: str, space: Space | WidthSpace, info: DataInfo, recipe: 
     from hwnas.runs import ROOT, default_name
 
     name = default_name(method, re.sub(r"[:@]", "-", space.name), info.slug)
-    usual = recipe in (None, "default", "atomnas", "figs", "morphnet")
-    return ROOT / (name if usual else f"{name}-{Path(str(recipe)).stem}")
+    return ROOT / (name if recipe in (None, "default", "atomnas", "figs") else f"{name}-{Path(str(recipe)).stem}")
 
 
 def prepare_interruption(terminal: Terminal, lut: Path | None, out: Path) -> None:

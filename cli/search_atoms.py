@@ -23,7 +23,6 @@ GATE_SPACES = ("figs-fbnet-tiny", "figs-fbnet")
 """The same for the methods on gates."""
 
 RECIPE, GATE_RECIPE = "atomnas", "figs"
-"""Of methods that have none of their own name."""
 
 
 def search_atoms(terminal: Terminal, asked: Shared) -> dict[str, Any] | None:
@@ -38,11 +37,10 @@ def search_atoms(terminal: Terminal, asked: Shared) -> dict[str, Any] | None:
     from hwnas.search.width_search import AtomRequest, follow
     from hwnas.search.width_search import search_atoms as search
     from hwnas.spaces import AtomSpace, GateSpace
-    from hwnas.train.recipe import load_recipe, recipe_names
+    from hwnas.train.recipe import load_recipe
 
     space = _space(terminal, asked)
     usual = GATE_RECIPE if isinstance(space, GateSpace) else RECIPE
-    usual = asked.method if asked.method in recipe_names() else usual
     if asked.recipe is None:
         terminal.default("--recipe", usual)
     recipe = load_recipe(asked.recipe or usual)

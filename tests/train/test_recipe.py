@@ -11,7 +11,7 @@ from hwnas.train.recipe import load_recipe, recipe_names
 
 
 def test_all_that_ship_load() -> None:
-    assert recipe_names() == ["atomnas", "default", "figs", "figs-paper", "morphnet", "paper", "quickstart"]
+    assert recipe_names() == ["atomnas", "default", "figs", "figs-paper", "paper", "quickstart"]
     for name in recipe_names():
         load_recipe(name)
 
@@ -41,7 +41,7 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     path.write_text("[supernet")
     with pytest.raises(HwnasError, match="not TOML"):
         load_recipe(path)
-    with pytest.raises(UsageError, match="default, figs, figs-paper, morphnet, paper, quickstart"):
+    with pytest.raises(UsageError, match="default, figs, figs-paper, paper, quickstart"):
         load_recipe("fast")
 
 
