@@ -137,8 +137,7 @@ class LatencyModel:
         shapes = sorted(large, key=lambda shape: (-len(large[shape]), shape))
         self.calibrations: dict[Shape, Calibration] = {shape: self._calibrate(large[shape]) for shape in shapes}
         self.pooled = pooled or self.calibrations[shapes[0]]
-        for key in self.operators.keys() - self._corrected:
-            self.operators[key] = self.operators[key].scaled(self.calibration(shapes[0] if shapes else ()).usual_factor)
+        self._correct_others(table)
         self.knowledge = Knowledge(
             self.operators,
             table.blocks(),
@@ -161,6 +160,18 @@ class LatencyModel:
             self.operators[key] = self.operators[key].scaled(factor)
         self._corrected.update(calibration.factors)
         return calibration
+
+    def _correct_others(self, table: LatencyTable) -> None:
+        """Operators that no calibration network has get the usual factor of those whose input shape they were timed at.
+
+        Ones that were timed alone stay as they are: timing a kernel among others has no part in them.
+        """
+        others = self.operators.keys() - self._corrected
+        found = {key: names for key, names in table.inside().items() if key in others}
+        shapes = {name: tuple(table.content("cover", name)["input_shape"]) for name in set().union(*found.values())}
+        for key, names in found.items():
+            factors = [self.calibration(shape).usual_factor for shape in {shapes[name] for name in names}]
+            self.operators[key] = self.operators[key].scaled(sum(factors) / len(factors))
 
     def parts_ms(self, keys: Iterable[str]) -> dict[str, float]:
         """What each operator takes in a network of the operators `keys`, all its occurrences together."""

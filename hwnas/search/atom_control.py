@@ -43,10 +43,13 @@ class Controller:
     end: float
     log_factor: float = 0.0
 
+    def gone(self, progress: float) -> float:
+        """How much of the course lies behind, 0 to 1."""
+        return min(1.0, max(0.0, (progress - self.start) / max(1e-9, self.end - self.start)))
+
     def course(self, progress: float) -> float:
         """Where the excess should be."""
-        gone = (progress - self.start) / max(1e-9, self.end - self.start)
-        return AIM + (1 - AIM) * (1 - min(1.0, max(0.0, gone)))
+        return AIM + (1 - AIM) * (1 - self.gone(progress))
 
     def update(self, progress: float, excess: float, passed: float) -> None:
         """Answers to the excess that is expected a little later, `passed` (a share of the training) after the last."""

@@ -67,11 +67,11 @@ class GateTraining(ABC):
         self._group_of = torch.from_numpy(self.space.channels.group_of())
         self._whole = self.cost.estimate(self.space.full)
         self._started()
+        self._controller = Controller(self._first_penalty(), self.settings.ramp, COURSE_ENDS)
         self._fall, self._first, self._excess = 0.0, 1.0, 1.0
         if self.limits:  # gates begin a little closed: the course begins where they are
             self._first = max(0.05, self._over())
             self._excess = self._over() / self._first
-        self._controller = Controller(self._first_penalty(), self.settings.ramp, COURSE_ENDS)
 
     # -- what the methods differ in ----------------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class GateTraining(ABC):
         that are filled up cost more than these.
         """
         sums, wanted = self.sums(), self.wanted()
-        share = min(1.0, max(0.0, (progress - self.settings.ramp) / (COURSE_ENDS - self.settings.ramp)))
+        share = self._controller.gone(progress)
 
         def over(limit: Limit) -> float:
             cost = _of(limit)

@@ -270,3 +270,38 @@ def test_the_error_of_a_space_that_is_not_covered_holds_a_command_that_works(
     if space.num_classes != 10:
         assert re.search(r"--image-size 64 --num-classes 7", command)
     assert not model.fits(space)
+
+
+def test_operators_of_no_calibration_network_are_corrected_by_the_networks_they_were_timed_in(tmp_path: Path) -> None:
+    """Where two input shapes are calibrated, an operator takes the factor of its own: tiny networks' may be 0.7."""
+    spaces = {TINY: 0.5, get_space("proxyless-tiny", image_size=32, num_classes=100): 0.02}
+    foreign = {space: tiny_network(space.input_shape[1] // 2).ops[0] for space in spaces}
+    number = 0
+    with LatencyTable.create(tmp_path / "t.lut", quick_profile(), {**DESCRIBE, "channel_block": 0}) as table:
+        table._db.execute("BEGIN")
+        session = table.start_session({})
+        for space, beside in spaces.items():  # what every run of a kernel seems to take more than it does, of 0.01 ms
+            for op in kernels_of(space):
+                table.add_entry("operator", op.key, {})
+                for visit in range(3):
+                    table.add_visit(session, "operator", op.key, visit, 1, [true_ms(op)] * 2)
+            for network in calibration_nets(space, 30):
+                number += 1
+                kernels = lowering(table.header)(network)
+                table.add_entry("network", str(number), network.to_json())
+                whole = sum(true_ms(op) - 0.01 * beside for op in kernels)
+                for visit in range(3):
+                    table.add_visit(session, "network", str(number), visit, 1, [whole])
+        table._db.execute("COMMIT")
+        for space, op in foreign.items():
+            table.add_entry("cover", f"of {space.input_shape}", {"input_shape": list(space.input_shape)})
+            for visit in range(3):
+                table.add_kernels(
+                    session, f"of {space.input_shape}", visit, [1.0], {op.key: np.array([0.2])}, {op.key: 1}
+                )
+        model, plain = LatencyModel(table), LatencyModel(table, calibrate_on=lambda _: False)
+    usual = [model.calibration(space.input_shape).usual_factor for space in spaces]
+    assert abs(usual[0] - usual[1]) > 0.02
+    for factor, op in zip(usual, foreign.values(), strict=True):
+        assert plain.operators[op.key].latency_ms == pytest.approx(0.2)
+        assert model.operators[op.key].latency_ms == pytest.approx(0.2 * factor)
