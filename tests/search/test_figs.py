@@ -99,6 +99,19 @@ def test_the_penaltys_gradient_is_that_of_finite_differences(form: str) -> None:
         assert float(net.logits.grad[place]) == pytest.approx(difference, rel=1e-3, abs=1e-9)
 
 
+def test_lambda_answers_to_the_net_as_it_would_be_cut_once_the_course_is_over() -> None:
+    """Stairs that are filled up cost more than the expected channels."""
+    cost = gate_costs(SPACE, None, stairs=True)["params"]
+    training = trainer(limits=[limit := Limit(cost, 0.5 * cost.upper(SPACE.full))], steps=400, ramp=0.2)
+    training.net.logits.data.fill_(0.3)
+    expected = limit.excess(float(cost.smooth(training.sums())))
+    cut = limit.excess(cost.estimate(cost.deployed(training.wanted())))
+    assert cut > expected + 0.02
+    assert training._over(0.1) == pytest.approx(expected)
+    assert training._over(0.9) == pytest.approx(cut)
+    assert expected < training._over(0.4) < cut
+
+
 def test_without_a_task_the_controller_brings_the_cost_onto_its_course() -> None:
     limit = Limit(COSTS["params"], 0.5 * COSTS["params"].upper(SPACE.full))
     training = trainer(limits=[limit], steps=400, lr=100.0, ramp=0.05)
