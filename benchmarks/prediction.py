@@ -6,7 +6,8 @@ For each setting: measures what `hwnas profile` does and test networks of anothe
 one line of figures of the test networks: predictions are calibrated on the 30 calibration networks alone. Beside them
 stands what a naive table says: operators timed alone one after the other, the median, no calibration. Coverage is over
 200 random splits of all networks into 30 to calibrate on and the rest. "profiled" is the time that went into what a
-profile measures, "noise" the standard error of a test network's own measurement: no error can be seen to be smaller.
+profile measures, "noise" the standard error of a test network's own measurement: no error can be seen to be smaller;
+"spread" is how much a kernel differs from one network to the next.
 
 `--quick` is one thread, batch 1, three spaces, and fewer visits of each network. Tables with the raw samples, and plots
 of predicted against measured (the extra `plot`), are kept under `--out`. Exit code 3 where a bound is missed.
@@ -72,6 +73,7 @@ class Line:
     coverage: Vector
     naive_error: float
     noise: float
+    spread: float | None
 
     @property
     def errors(self) -> Vector:
@@ -98,19 +100,20 @@ class Line:
 
     def text(self) -> str:
         """One row of the table."""
-        errors = self.errors
+        errors, spread = self.errors, "-" if self.spread is None else f"{self.spread:.1%}"
         columns = [
             f"{self.space:16s} {self.batch:5d} {self.threads:7d} {self.profile_s:7.0f} s {len(errors):8d}",
             f"{self.measured.min():8.3f} to {self.measured.max():7.3f} {errors.mean():10.2%}",
             f"{(errors <= 0.05).mean():9.1%} {(errors <= 0.10).mean():10.1%} {errors.max():6.1%} {self.tau:5.3f}",
-            f"{self.noise:6.2%} {self.coverage.mean():8.1%} {self.coverage.min():6.1%} {self.naive_error:11.1%}",
+            f"{self.noise:6.2%} {spread:>6s} {self.coverage.mean():8.1%} {self.coverage.min():6.1%}",
+            f"{self.naive_error:11.1%}",
         ]
         return " ".join(columns)
 
 
 HEAD = (
     "space            batch threads  profiled networks       range in ms  mean error within 5% within 10%  worst   tau "
-    " noise coverage  least naive error"
+    " noise spread coverage  least naive error"
 )
 
 
@@ -171,6 +174,7 @@ def measure(profile: DeviceProfile, space: Space, count: int, out: Path) -> Line
         predicted = [model.predict(net.network).latency_ms for net in measured.values() if net.network]
         coverage = split_coverage(LatencyModel(table, calibrate_on=lambda _: False), networks)
         profile_s = table.seconds(lambda name: not name.startswith(TEST))
+        spread = mean_spread(model, [net.network for net in measured.values() if net.network])
     naive = naive_table(profile, tests)
     times = np.array([net.measured.latency_ms for net in measured.values()])
     sums = np.array([sum(naive[op.key] for op in net.network.ops) for net in measured.values() if net.network])
@@ -184,7 +188,16 @@ def measure(profile: DeviceProfile, space: Space, count: int, out: Path) -> Line
         coverage,
         float(np.abs(sums / times - 1).mean()),
         float(np.median([net.measured.relative_error for net in measured.values()])) / NORMAL_90,
+        spread,
     )
+
+
+def mean_spread(model: LatencyModel, networks: list[Network]) -> float | None:
+    """How much kernels differ from one network to the next, relative, weighted by the time they take."""
+    kernels = [model.operators[op.key] for net in networks for op in model.lower(net)]
+    known = [(kernel.latency_ms, kernel.spread) for kernel in kernels if kernel.spread is not None]
+    total = sum(taken for taken, _ in known)
+    return sum(taken * spread for taken, spread in known) / total if total else None
 
 
 def split_coverage(plain: LatencyModel, networks: list[MeasuredNetwork]) -> Vector:
