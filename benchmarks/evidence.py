@@ -81,18 +81,20 @@ class Bench:
         lut: the table; what it lacks of a space is measured first.
         threads: of torch.
         quick: two seeds of a few steps on a few images of noise, to see that a script works.
+        first_seed: of `seeds`.
     """
 
     work: Path
     lut: Path
     threads: int
     quick: bool = False
+    first_seed: int = 0
     profiled: set[str] = field(default_factory=set)
 
     @property
     def seeds(self) -> range:
         """Each pair is of one seed: of weights, order, augmentation and validation split."""
-        return range(QUICK_SEEDS if self.quick else SEEDS)
+        return range(self.first_seed, self.first_seed + (QUICK_SEEDS if self.quick else SEEDS))
 
     @property
     def data(self) -> str:
@@ -288,7 +290,7 @@ def save(figure: Figure, path: Path) -> None:
 # -- the command line of a script ----------------------------------------------------------------------------------
 
 
-def run_part(doc: str, functions: Sequence[Callable[[Bench], None]], work: Path) -> None:
+def run_part(doc: str, functions: Sequence[Callable[[Bench], None]], work: Path, first_seed: int = 0) -> None:
     """Prints one piece of evidence, by the name of its function, as the command line says."""
     parts = {function.__name__: function for function in functions}
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -303,7 +305,7 @@ def run_part(doc: str, functions: Sequence[Callable[[Bench], None]], work: Path)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # takes the running command along
     began = time.monotonic()
     lut = folder / "hasty.lut" if options.quick else options.lut or folder / "cpu.lut"
-    parts[options.part](Bench(folder, lut, options.threads, options.quick))
+    parts[options.part](Bench(folder, lut, options.threads, options.quick, first_seed))
     print(f"took {time.monotonic() - began:.0f} s")
     if options.quick:
         print(f"QUICK: {QUICK_STEPS} steps, {QUICK_SEEDS} seeds: the script works, and its figures mean nothing")

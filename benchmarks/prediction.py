@@ -206,8 +206,8 @@ def split_coverage(plain: LatencyModel, networks: list[MeasuredNetwork]) -> Vect
     sums = np.array([plain.sum_ms(net) for net in found])
     times = np.array([net.measured.latency_ms for net in networks])
     counts = [Counter(op.key for op in plain.lower(net)) for net in found]
-    parts = [plain.parts_ms(count.elements()) for count in counts]
-    doubts = [plain.model_error(list(count.elements())) for count in counts]
+    parts = [plain.calibrations.parts_ms(count.elements()) for count in counts]
+    doubts = [plain.calibrations.model_error(count.elements()) for count in counts]
     noise = float(np.median([net.measured.relative_error for net in networks])) / NORMAL_90
     rng, shares = np.random.default_rng(0), []
     for _ in range(SPLITS):

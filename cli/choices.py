@@ -76,7 +76,7 @@ def device_profile(
 
 def table_path(terminal: Terminal, lut: Path | None, profile: DeviceProfile) -> Path:
     """Where the table of `profile` is, or will be."""
-    from hwnas.latency.table import default_path
+    from hwnas.latency.listing import default_path
 
     if lut is not None:
         return lut
@@ -102,10 +102,11 @@ def chosen_table(
         space: whose operators a table must hold.
     """
     from hwnas.latency.atoms import kernels
+    from hwnas.latency.listing import list_tables
     from hwnas.latency.lowering import lowering
     from hwnas.latency.shipped import table_file
     from hwnas.latency.slots import SpaceKernels
-    from hwnas.latency.table import LatencyTable, list_tables
+    from hwnas.latency.table import LatencyTable
     from hwnas.measure.hardware import device_name
     from hwnas.spaces import WidthSpace
 
@@ -245,9 +246,9 @@ def default_space(image_size: int) -> str | None:
 def calibration_spaces(terminal: Terminal, networks: Mapping[str, Network], path: Path) -> list[Space]:
     """Spaces whose networks tell how far predictions of `networks` are off, where the table at `path` cannot yet.
 
-    One for each image size: a calibration is of one input shape (`hwnas.latency.model`).
+    One for each image size: a calibration is of one input shape (`hwnas.latency.groups`).
     """
-    from hwnas.latency.model import MIN_GROUP
+    from hwnas.latency.groups import MIN_GROUP
     from hwnas.latency.table import LatencyTable
     from hwnas.spaces import get_space
 

@@ -20,7 +20,8 @@ from .terminal import Terminal, count, milliseconds
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hwnas.latency.table import Row, TableInfo
+    from hwnas.latency.listing import TableInfo
+    from hwnas.latency.table import Row
 
 BOUND = ("device", "runtime", "runtime_version", "precision", "batch_size", "threads")
 """What of a table's header is shown: what its latencies are true for."""
@@ -65,8 +66,8 @@ def list_command(terminal: Terminal, root: Path) -> None:
       hwnas lut list
       hwnas lut list --root tables --json
     """
+    from hwnas.latency.listing import list_tables
     from hwnas.latency.shipped import shipped_tables
-    from hwnas.latency.table import list_tables
 
     mine = list_tables(root)
     names = {path: name for name, path in shipped_tables().items()}

@@ -146,7 +146,7 @@ class LatencyCost(AtomCost):
         for branch in space.branches():
             stairs = np.array(space.stairs(*branch), float)
             chains = [self._branch_ops(branch, int(atoms)) for atoms in stairs[1:]]
-            raw = [0.0, *(model.sum_of(ops, space.input_shape) for ops in chains)]
+            raw = [0.0, *(model.sum_of(ops, space) for ops in chains)]
             self._curves[branch] = (stairs, monotone(np.array(raw)))
         self._rest = self.total(space.full) - self._summed(space.full)
 

@@ -63,9 +63,7 @@ class GateLatency(GateCost):
             for j, y in enumerate(ys)
             if x and y and (term.pairs or i == len(xs) - 1)
         }
-        known = dict(
-            zip(asked.values(), self._model.each_ms(list(asked.values()), self.space.input_shape), strict=True)
-        )
+        known = dict(zip(asked.values(), self._model.each_ms(list(asked.values()), self.space), strict=True))
         size = len(KNOTS) + 1
         self._x, self._y = np.zeros((len(axes), size)), np.zeros((len(axes), size))
         self._ms = np.zeros((len(axes), size, size))

@@ -55,12 +55,14 @@ class Network:
         output: what the network returns.
         unknown: operators that were met and not understood, by the name a user would recognise. A network with
             unknown operators has no trustworthy cost: callers name them.
+        space: the name of the space that it is an architecture of; "" where that is not known.
     """
 
     input_shape: Shape
     nodes: tuple[Node, ...]
     output: Ref
     unknown: tuple[str, ...] = ()
+    space: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Operators by key and their wiring; `from_json` reads it. BatchNorms are folded, names are not kept."""

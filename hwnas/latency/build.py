@@ -30,6 +30,7 @@ from hwnas.latency.plan import (
 )
 from hwnas.latency.slots import SpaceKernels
 from hwnas.latency.table import LatencyTable
+from hwnas.latency.writer import TableWriter
 from hwnas.measure.lock import device_lock
 from hwnas.measure.passes import Entry, measure_in_passes
 from hwnas.measure.process import MeasuringProcess
@@ -173,7 +174,7 @@ def _measure(
     with (
         device_lock(profile.lock_name, progress),
         MeasuringProcess(profile, progress=progress, cache=cache_folder(path)) as process,
-        LatencyTable.open_or_create(path, profile, process.describe) as table,
+        TableWriter.open_or_create(path, profile, process.describe) as table,
     ):
         lower = lowering(process.describe)
         plan = make_plan(table, lower)
@@ -237,7 +238,7 @@ def _networks_of(table: LatencyTable, entries: Iterable[tuple[str, str]]) -> dic
 
 
 def _run_passes(
-    table: LatencyTable,
+    table: TableWriter,
     profile: DeviceProfile,
     process: MeasuringProcess,
     entries: Mapping[tuple[str, str], Entry],

@@ -58,6 +58,11 @@ OPERATOR_ERROR = 0.07
 """Relative standard error of an operator's latency from one network to the next: with 0.05 to 0.1, calibration on 30
 networks predicted 200 others of `proxyless` and `fbnet` best."""
 
+RUN_ERROR_MS = 5e-4
+"""Standard error of what each run of a kernel is timed too long or too short, whatever it takes: timing one that does
+nothing shows less than timing one that works. As much as OPERATOR_ERROR allows of a mean kernel, tens of microseconds,
+would be what sizes of networks make in truth, and networks of other kernels would be predicted up to 6% off."""
+
 LEAST_FACTOR = 0.5
 """What networks say of an operator may not take more of it away: prices stay positive."""
 
@@ -86,7 +91,7 @@ class Calibration:
         range_ms: the least and the largest of their sums, corrected; () without any.
         factors: what the latency of an operator is to be multiplied by before it is added up, by its key; operators of
             no calibration network have none.
-        usual_factor: the mean of these, by how long operators take: for operators that no network tells of.
+        usual_factor, per_run_ms: what `factor_of` makes of operators that no network tells of.
     """
 
     slope: float
@@ -102,6 +107,14 @@ class Calibration:
     range_ms: tuple[float, ...] = ()
     factors: Mapping[str, float] = field(default_factory=dict)
     usual_factor: float = 1.0
+    per_run_ms: float = 0.0
+
+    def factor_of(self, latency_ms: float) -> float:
+        """What to multiply the latency of an operator by that no network tells of.
+
+        What timing a kernel costs is so much for each run, however long it takes: a larger share of a short one.
+        """
+        return max(LEAST_FACTOR, self.usual_factor + self.per_run_ms / latency_ms)
 
     def corrected_ms(self, sum_ms: float, operators_ms: Mapping[str, float]) -> float:
         """The sum `latency_ms` wants, from one of operators as they were measured; `operators_ms` are those by key."""
@@ -203,16 +216,16 @@ def calibrate(
     if keys:
         parts[:] = [[taken.get(key, 0.0) for key in keys] for taken in operators_ms]
     runs = np.array([[ran.get(key, 0) for key in keys] for ran in counts], float) if keys and counts else parts[:, :0]
-    mean_ms = parts.sum() / runs.sum() if runs.size else 0.0
-    number = mean_ms * runs.sum(axis=1, keepdims=True) if runs.size else runs  # as if all took the mean
+    number = RUN_ERROR_MS / OPERATOR_ERROR * (runs.sum(axis=1, keepdims=True) if runs.size else runs)
     expected = np.hypot(np.asarray(model_errors or [MODEL_ERROR] * len(x), float), noise or 0.0)
     slope, offset, shifts, errors = _fit(x, y, np.concatenate([parts, number], axis=1), expected)
-    changes = shifts[: len(keys)]
+    changes = shifts[: len(keys)] / slope
+    usual = 1 + float((parts @ changes).sum() / parts.sum()) if keys else 1.0
+    per_run_ms = float(shifts[-1]) * RUN_ERROR_MS / OPERATOR_ERROR / slope if runs.size else 0.0
     if runs.size:  # the same ms for every run, as a share of what each operator takes
-        changes = changes + float(shifts[-1]) * mean_ms * runs.sum(axis=0) / parts.sum(axis=0)
-    factors = {key: max(LEAST_FACTOR, 1 + float(by) / slope) for key, by in zip(keys, changes, strict=True)}
+        changes = changes + per_run_ms * runs.sum(axis=0) / parts.sum(axis=0)
+    factors = {key: max(LEAST_FACTOR, 1 + float(by)) for key, by in zip(keys, changes, strict=True)}
     corrected = x + parts @ (np.array([factors[key] for key in keys]) - 1)
-    usual = 1 + float((corrected - x).sum() / parts.sum()) if keys else 1.0
     left_out = y * (1 - errors)
     scale = _scale(float(((errors / expected) ** 2).sum()), len(x), noise)
     error = scale * float(np.sqrt((expected**2).mean()))
@@ -221,7 +234,7 @@ def calibrate(
     shape = _parts(y, left_out, error)
     return Calibration(
         slope, offset, error, len(x), noise, *shape, tuple(y), tuple(left_out), tuple(expected.tolist()),
-        (float(corrected.min()), float(corrected.max())), factors, usual,
+        (float(corrected.min()), float(corrected.max())), factors, usual, per_run_ms,
     )  # fmt: skip
 
 

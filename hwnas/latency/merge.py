@@ -14,6 +14,7 @@ from hwnas.errors import HwnasError, UsageError
 from hwnas.latency import trust
 from hwnas.latency.levels import OVERHEAD_KEYS
 from hwnas.latency.table import BOUND, LatencyTable
+from hwnas.latency.writer import TableWriter
 
 MERGED = (*BOUND, "channel_block")
 """Header keys that tables must share to be merged; where the second is missing in both, that is the same."""
@@ -100,7 +101,7 @@ def _copy(path: Path, draft: Path) -> None:
     with closing(source), closing(sqlite3.connect(draft)) as target:
         trust.harden(source)
         source.backup(target)
-    LatencyTable.open(draft, writable=True).close()
+    TableWriter.open(draft).close()
 
 
 def _add(target: sqlite3.Connection, extra: sqlite3.Connection) -> tuple[int, int, int]:

@@ -6,20 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist, median
+from statistics import NormalDist
 
 from hwnas.costs import Cost
 from hwnas.errors import HwnasError
 from hwnas.latency import trust
-from hwnas.latency.calibration import (
-    FEASIBLE_CONFIDENCE,
-    FOREIGN_ERROR,
-    Calibration,
-    Quality,
-    calibrate,
-    model_error,
-    quality,
-)
+from hwnas.latency.calibration import FEASIBLE_CONFIDENCE, FOREIGN_ERROR, Calibration, Quality
+from hwnas.latency.groups import Calibrations, Whole, space_of
 from hwnas.latency.imported import BLOCK
 from hwnas.latency.known import Knowledge, Known, Piece, deviation_ms
 from hwnas.latency.lowering import Lower, lowering
@@ -29,15 +22,9 @@ from hwnas.latency.terms import Terms, fit_terms
 from hwnas.latency.widths import NORMAL_90
 from hwnas.measure.statistics import Estimate
 from hwnas.network import Network
-from hwnas.ops import Op, Shape
+from hwnas.ops import Op
 from hwnas.spaces.base import Space
 from hwnas.spaces.widths import WidthSpace
-
-MIN_GROUP = 8
-"""Calibration networks of one input shape that are enough to calibrate networks of that shape by themselves."""
-
-_Whole = tuple[tuple[str, ...], float, float]
-"""A calibration network: its operators' keys, its measured latency in ms, the relative standard error of that."""
 
 _NORMAL_FEASIBLE = NormalDist().inv_cdf(FEASIBLE_CONFIDENCE)
 
@@ -111,33 +98,28 @@ class LatencyModel:
         """Reads the table; `calibrate_on` chooses among its networks by name, None takes all."""
         self.path = table.path
         self.header = table.header
-        self.operators: dict[str, Estimate] = dict(table.operators())  # corrected below, the table's are not
         self.failures = table.failures()
         self.lower: Lower = lowering(self.header)
         self.imported: bool = bool(self.header.get("imported"))
-        self.terms: Terms = fit_terms([(len(self.lower(net)), taken) for net, taken in table.terms()])
-        self._calibrated_on: set[str] = set()
-        self._corrected: set[str] = set()
-        self._kernels: dict[tuple[object, ...], SpaceKernels] = {}
+        self._spaces: dict[tuple[object, ...], SpaceKernels] = {}
         builds_error = table.builds_error
-        groups: dict[Shape, list[_Whole]] = {}
-        for network in table.networks():
-            if calibrate_on is not None and not calibrate_on(network.name):
-                continue
-            keys = self._keys(network)
-            self._calibrated_on.update(keys)
-            if all(key in self.operators for key in keys):
-                noise = math.hypot(network.measured.relative_error / NORMAL_90, builds_error)
-                groups.setdefault(network.input_shape, []).append((keys, network.measured.latency_ms, noise))
-        large = {shape: found for shape, found in groups.items() if len(found) >= MIN_GROUP}
-        # all of them in one large group are that group; else operators are its to correct
-        every = [one for found in groups.values() for one in found]
-        pooled = None if len(groups) == len(large) == 1 else self._calibrate(every, correct=not large)
-        # the largest group has the say about operators that are in several
-        shapes = sorted(large, key=lambda shape: (-len(large[shape]), shape))
-        self.calibrations: dict[Shape, Calibration] = {shape: self._calibrate(large[shape]) for shape in shapes}
-        self.pooled = pooled or self.calibrations[shapes[0]]
-        self._correct_others(table)
+        networks = [
+            Whole(
+                (space_of(network.name), network.input_shape),
+                self._keys(network),
+                network.measured.latency_ms,
+                math.hypot(network.measured.relative_error / NORMAL_90, builds_error),
+            )
+            for network in table.networks()
+            if calibrate_on is None or calibrate_on(network.name)
+        ]
+        shapes = table.input_shapes("cover")
+        timed_in = {
+            key: frozenset((space_of(name), shapes[name]) for name in names) for key, names in table.inside().items()
+        }
+        self.terms: Terms = fit_terms([(len(self.lower(net)), taken) for net, taken in table.terms()])
+        self.calibrations = Calibrations(table.operators(), self.terms, networks, timed_in)
+        self.operators: Mapping[str, Estimate] = self.calibrations.operators
         self.knowledge = Knowledge(
             self.operators,
             table.blocks(),
@@ -147,67 +129,29 @@ class LatencyModel:
             foreign=self.imported,
         )
 
-    def _calibrate(self, found: Sequence[_Whole], *, correct: bool = True) -> Calibration:
-        """Fits on networks; from then on operators that no calibration corrected before are, if `correct`."""
-        sums = [self._sum(keys) for keys, _, _ in found]
-        open_ = [[key for key in keys if key not in self._corrected] for keys, _, _ in found if correct]
-        noise = median(noise for *_, noise in found) if found else None
-        measured = [measured for _, measured, _ in found]
-        parts = [self.parts_ms(keys) for keys in open_]
-        doubts = [self.model_error(keys) for keys, _, _ in found]
-        calibration = calibrate(sums, measured, noise, parts, [Counter(keys) for keys in open_], doubts)
-        for key, factor in calibration.factors.items():
-            self.operators[key] = self.operators[key].scaled(factor)
-        self._corrected.update(calibration.factors)
-        return calibration
-
-    def _correct_others(self, table: LatencyTable) -> None:
-        """Operators that no calibration network has get the usual factor of those whose input shape they were timed at.
-
-        Ones that were timed alone stay as they are: timing a kernel among others has no part in them.
-        """
-        others = self.operators.keys() - self._corrected
-        found = {key: names for key, names in table.inside().items() if key in others}
-        shapes = {name: tuple(table.content("cover", name)["input_shape"]) for name in set().union(*found.values())}
-        for key, names in found.items():
-            factors = [self.calibration(shape).usual_factor for shape in {shapes[name] for name in names}]
-            self.operators[key] = self.operators[key].scaled(sum(factors) / len(factors))
-
-    def parts_ms(self, keys: Iterable[str]) -> dict[str, float]:
-        """What each operator takes in a network of the operators `keys`, all its occurrences together."""
-        return {key: n * self.operators[key].latency_ms for key, n in Counter(keys).items()}
-
-    def model_error(self, keys: Sequence[str]) -> float:
-        """Relative standard error of a network of the operators `keys` beside a measurement's own; unmeasured ones are
-        left out."""
-        found = [(n, self.operators[key]) for key, n in Counter(keys).items() if key in self.operators]
-        summed = sum(n * each.latency_ms for n, each in found)
-        return model_error(summed, [(n, each.latency_ms, each.spread) for n, each in found])
-
     def _keys(self, network: MeasuredNetwork) -> tuple[str, ...]:
         """What a calibration network's latency is the sum of."""
         return network.keys if network.network is None else tuple(op.key for op in self.lower(network.network))
 
-    def _sum(self, keys: Iterable[str]) -> float:
-        keys = tuple(keys)
-        return sum(self.operators[key].latency_ms for key in keys) + self.terms.ms(len(keys))
-
     def sum_ms(self, network: Network) -> float:
-        """What a network's operators, corrected, and `terms` add up to; all operators have to be measured."""
-        return self._sum(op.key for op in self.lower(network))
+        """What a network's operators, corrected, and its terms add up to; all operators have to be measured."""
+        return self.calibrations.ms(op.key for op in self.lower(network))
 
-    def calibration(self, input_shape: Shape) -> Calibration:
-        """The calibration for networks of an input shape: its own, where enough networks were measured, else all."""
-        return self.calibrations.get(input_shape, self.pooled)
+    def calibration(self, of: Network | Space | WidthSpace) -> Calibration:
+        """The calibration for a network, or for the networks of a space."""
+        if not isinstance(of, Network) or of.space:
+            return self.calibrations.of(of.space if isinstance(of, Network) else of.name, of.input_shape)
+        kernels = Counter(op.key for op in self.lower(of) if op.key in self.operators)
+        return self.calibrations.like(self.calibrations.parts_ms(kernels.elements()), of.input_shape)
 
     def quality(self) -> Quality:
-        """Out-of-sample quality over the networks of every input shape that has enough of them, else over all."""
-        return quality(list(self.calibrations.values()) or [self.pooled])
+        """Out-of-sample quality of predictions, over the networks that they are calibrated on."""
+        return self.calibrations.quality()
 
     @property
     def calibrated(self) -> bool:
         """Whether whole networks stand behind the intervals."""
-        return self.pooled.networks > 0
+        return self.calibrations.pooled.networks > 0
 
     def _known(self, pieces: Iterable[Piece]) -> dict[Piece, Known | None]:
         """What the table says of each of `pieces`: latency, deviation, and how it is known; None is nothing."""
@@ -220,7 +164,7 @@ class LatencyModel:
 
     def predict(self, network: Network) -> Prediction:
         """Predicts a network. What is missing is named, and then there is no latency."""
-        calibration = self.calibration(network.input_shape)
+        calibration = self.calibration(network)
         kernels = self.lower(network)
         counts = Counter(self.knowledge.pieces(kernels))
         found, missing, parts, shares = [], [], [], Counter[str]()
@@ -244,11 +188,11 @@ class LatencyModel:
             return Prediction(None, None, None, coverage, names, ops, calibration.networks > 0, *guessed)
         between = calibration.slope * self.terms.ms(len(kernels))
         summed = sum(estimate.latency_ms or 0 for estimate in found) + between
-        strange = sum(estimate.latency_ms or 0 for estimate in found if estimate.op.key not in self._calibrated_on)
+        strange = sum(estimate.latency_ms or 0 for estimate in found if not self.calibrations.has(estimate.op.key))
         law = calibration.foreign_ms if strange else calibration.latency_ms
         latency = law(summed / calibration.slope)
         foreign = FOREIGN_ERROR * strange if calibration.networks else 0.0
-        own = calibration.half_width_ms(latency, self.model_error([op.key for op in kernels]))
+        own = calibration.half_width_ms(latency, self.calibrations.model_error(op.key for op in kernels))
         half = math.hypot(own, NORMAL_90 * foreign, NORMAL_90 * deviation_ms(parts))
         ends = (max(0.0, latency - half), latency + half)
         terms = self.terms.parts(between)
@@ -260,7 +204,7 @@ class LatencyModel:
         Raises:
             HwnasError: the table says nothing of one of its operators.
         """
-        calibration = self.calibration(network.input_shape)
+        calibration = self.calibration(network)
         margin, more = calibration.upper
         kernels = self.lower(network)
         pieces = self.knowledge.pieces(kernels)
@@ -271,19 +215,19 @@ class LatencyModel:
         latency = calibration.latency_ms(summed)
         return latency, margin * latency + more + _NORMAL_FEASIBLE * deviation_ms(parts)
 
-    def sum_of(self, ops: Sequence[Op], input_shape: Shape) -> float:
-        """What operators that follow each other in networks of an input shape add up to in ms, but for the offset.
+    def sum_of(self, ops: Sequence[Op], space: Space | WidthSpace) -> float:
+        """What operators that follow each other in networks of a space add up to in ms, but for the offset.
 
         Raises:
             HwnasError: the table says nothing of one of them.
         """
-        return self.calibration(input_shape).slope * sum(found.latency_ms for found in self._chain_or_error(ops))
+        return self.calibration(space).slope * sum(found.latency_ms for found in self._chain_or_error(ops))
 
-    def each_ms(self, ops: Sequence[Op], input_shape: Shape) -> list[float | None]:
-        """What each operator takes in networks of an input shape in ms, but for the offset; None where nobody knows."""
+    def each_ms(self, ops: Sequence[Op], space: Space | WidthSpace) -> list[float | None]:
+        """What each operator takes in networks of a space in ms, but for the offset; None where nobody knows."""
         pieces = [(op.deployed(),) for op in ops]
         known = self._known(pieces)
-        slope = self.calibration(input_shape).slope
+        slope = self.calibration(space).slope
         return [None if (found := known[piece]) is None else slope * found.latency_ms for piece in pieces]
 
     def _chain_or_error(self, ops: Sequence[Op]) -> list[Known]:
@@ -320,7 +264,7 @@ class LatencyModel:
             raise HwnasError(
                 f"{self.path} lacks {len(missing)} operators of {space.name} (such as '{missing[0]}'{why}): {mend}"
             )
-        calibration = self.calibration(space.input_shape)
+        calibration = self.calibration(space)
         slope, offset, (margin, more) = calibration.slope, calibration.offset_ms, calibration.upper
 
         fixed, each = slope * self.terms.fixed_ms, self.terms.per_operator_ms
@@ -341,9 +285,9 @@ class LatencyModel:
     def kernels(self, space: Space) -> SpaceKernels:
         """What the table's runtime runs for a space's choices; remembered."""
         key = (space.name, space.input_shape, space.num_classes)
-        if key not in self._kernels:
-            self._kernels[key] = SpaceKernels.of(space, self.lower)
-        return self._kernels[key]
+        if key not in self._spaces:
+            self._spaces[key] = SpaceKernels.of(space, self.lower)
+        return self._spaces[key]
 
     def _chain(self, ops: Sequence[Op]) -> list[Known]:
         """What is known of operators that follow each other; every one of them is."""

@@ -15,6 +15,7 @@ from hwnas.latency.covers import TILT, tilted_arch
 from hwnas.latency.levels import LEAST_QUIET
 from hwnas.latency.lowering import Lower, blocked_tensors
 from hwnas.latency.table import LatencyTable
+from hwnas.latency.writer import TableWriter
 from hwnas.measure.onnx_models import network_to_onnx, op_to_onnx
 from hwnas.measure.passes import Entry, is_open
 from hwnas.measure.process import Subject
@@ -83,7 +84,7 @@ class Plan:
 
 
 def entries_of(
-    table: LatencyTable, profile: DeviceProfile, plan: Plan, lower: Lower
+    table: TableWriter, profile: DeviceProfile, plan: Plan, lower: Lower
 ) -> tuple[dict[tuple[str, str], Entry], list[tuple[str, str]]]:
     """Entries by (role, name), and those of them that still need measuring.
 

@@ -1,4 +1,4 @@
-"""`LatencyTable`: one SQLite file that holds every raw sample of a device, durable the moment it is made.
+"""`LatencyTable`: one SQLite file with every raw sample of a device, to be read; `hwnas.latency.writer` adds to it.
 
 The header binds the table to the device, the runtime and its version, precision, batch and threads. Latencies are never
 stored: they are derived from the samples, so that a better estimator improves old tables too. The exception are tables
@@ -8,16 +8,13 @@ own, as values with the ends that the source gives.
 
 from __future__ import annotations
 
-import json
 import sqlite3
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +24,11 @@ from hwnas.errors import HwnasError
 from hwnas.latency import trust
 from hwnas.latency.builds import builds_error
 from hwnas.latency.imported import BLOCK, Imported, stated
-from hwnas.latency.levels import OVERHEAD_KEYS, Levels, NetworkVisit
-from hwnas.latency.table_file import FORMAT, make_file, open_file, upgrade
-from hwnas.latency.terms import TERMS
+from hwnas.latency.levels import Levels, NetworkVisit
+from hwnas.latency.table_file import open_file
 from hwnas.measure.runtimes.base import BUILDS_MS
-from hwnas.measure.statistics import ESTIMATOR, Estimate, estimate
+from hwnas.measure.statistics import Estimate, estimate
 from hwnas.network import Network
-
-ROOT = Path("tables")
-"""Where tables are kept unless ``--lut`` says otherwise, below the working directory."""
 
 SHORTEST_MS = 1e-6
 """No operator is taken to be faster than a nanosecond, whatever noise makes of the difference to an empty run."""
@@ -79,110 +72,42 @@ class MeasuredNetwork:
     network: Network | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TableInfo:
-    """A table in a listing."""
-
-    path: Path
-    header: dict[str, Any]
-    entries: int
-    changed: float
-
-
 class LatencyTable:
-    """An open table. A context manager; make one with `create`, `open` or `open_or_create`."""
+    """An open table. A context manager; `open` gives one."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, *, writable: bool) -> None:
+    _writable: ClassVar[bool] = False
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, version: int) -> None:
         self.path = path
-        self.writable = writable
         self._db = connection
-        self._format = FORMAT
+        self._format = version
         self._cache: dict[str, Estimate] | None = None
         self._levels_cache: Levels | None = None
 
-    # -- opening -----------------------------------------------------------------------------------------------------
-
     @classmethod
-    def open(cls, path: Path | str, *, writable: bool = False) -> LatencyTable:
+    def open(cls, path: Path | str) -> Self:
         """Opens an existing table.
 
         Raises:
             HwnasError: there is none, it is truncated, foreign, or of a newer hwnas.
         """
         path = Path(path)
-        connection, version = open_file(path, writable=writable)
-        table = cls(path, connection, writable=writable)
-        table._format = version
+        connection, version = open_file(path, writable=cls._writable)
+        table = cls(path, connection, version)
         try:
             if not trust.complete(table.header):
                 raise HwnasError(trust.damaged(path))
-            if writable:
-                upgrade(path, connection, version)
-                table._format = FORMAT
+            table._opened()
         except BaseException:
             connection.close()
             raise
         return table
 
-    @classmethod
-    def create(cls, path: Path, profile: DeviceProfile, describe: dict[str, Any]) -> LatencyTable:
-        """Makes a table bound to what the measuring process said of itself. The file appears only when it is whole."""
-        header = {
-            **describe,
-            "profile": profile.model_dump(exclude={"python"}),
-            "precision": profile.precision,
-            "batch_size": profile.batch_size,
-            "estimator": ESTIMATOR,
-        }
-        make_file(path, header, ())
-        return cls.open(path, writable=True)
-
-    @classmethod
-    def create_imported(cls, path: Path, header: Mapping[str, Any], entries: Iterable[Imported]) -> None:
-        """Makes a table of what somebody else measured, in place of one that may be there.
-
-        Args:
-            path: the file; it appears, or is replaced, only when the table is whole.
-            header: what the table is bound to, and under ``imported`` where it comes from.
-            entries: each name of a role once.
-
-        Raises:
-            HwnasError: it cannot be written.
-        """
-        make_file(path, header, entries)
-
-    @classmethod
-    def open_or_create(cls, path: Path, profile: DeviceProfile, describe: dict[str, Any]) -> LatencyTable:
-        """Opens a table to add to it, or makes it.
-
-        Raises:
-            HwnasError: the table belongs to another device, runtime, precision, batch or thread count.
-        """
-        if not path.exists():
-            return cls.create(path, profile, describe)
-        with cls.open(path) as table:  # what is refused is not even touched
-            table.check_bound_to(profile, describe)
-        return cls.open(path, writable=True)
-
-    def check_bound_to(self, profile: DeviceProfile, describe: dict[str, Any]) -> None:
-        """Refuses to mix measurements of two set-ups.
-
-        Raises:
-            HwnasError: it names the first difference.
-        """
-        now = {**describe, "precision": profile.precision, "batch_size": profile.batch_size}
-        for key in BOUND:
-            if self.header[key] != now[key]:
-                raise HwnasError(
-                    f"{self.path} was measured with {key} {self.header[key]}, this is {now[key]}: give another --lut"
-                )
+    def _opened(self) -> None:
+        """What is left to do for a table that was opened and found whole."""
 
     def close(self) -> None:
-        """Leaves one plain file behind."""
-        if self.writable:
-            # where another process reads it, the last one to close folds the journal in
-            with suppress(sqlite3.OperationalError):
-                self._db.execute("PRAGMA journal_mode = DELETE")
+        """Lets go of the file."""
         self._db.close()
 
     def __enter__(self) -> Self:
@@ -192,8 +117,6 @@ class LatencyTable:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    # -- reading -----------------------------------------------------------------------------------------------------
 
     @property
     def header(self) -> dict[str, Any]:
@@ -207,6 +130,19 @@ class LatencyTable:
         if self._format >= 2:
             count += self._select("SELECT count(*) FROM imported")[0][0]
         return f"{self.header['created']:.6f}-{count}-{newest}"
+
+    def check_bound_to(self, profile: DeviceProfile, describe: dict[str, Any]) -> None:
+        """Refuses to mix measurements of two set-ups.
+
+        Raises:
+            HwnasError: it names the first difference.
+        """
+        now = {**describe, "precision": profile.precision, "batch_size": profile.batch_size}
+        for key in BOUND:
+            if self.header[key] != now[key]:
+                raise HwnasError(
+                    f"{self.path} was measured with {key} {self.header[key]}, this is {now[key]}: give another --lut"
+                )
 
     def names(self, role: str) -> list[str]:
         """Names of all entries of a role (operator, block, network, reference, overhead), failed ones included."""
@@ -284,11 +220,17 @@ class LatencyTable:
         query = """SELECT DISTINCT operators.name, covers.name FROM visits AS kernel
                    JOIN visits AS whole ON kernel.place = whole.id
                    JOIN entries AS operators ON kernel.entry = operators.id
-                   JOIN entries AS covers ON whole.entry = covers.id WHERE operators.role = 'operator'"""
+                   JOIN entries AS covers ON whole.entry = covers.id
+                   WHERE operators.role = 'operator' AND covers.role = 'cover'"""
         found: dict[str, set[str]] = {}
         for key, name in self._select(query):
             found.setdefault(key, set()).add(name)
         return found
+
+    def input_shapes(self, role: str) -> dict[str, tuple[int, ...]]:
+        """The input shapes of the networks of a role (network, cover), by name."""
+        rows = self._select("SELECT name, content FROM entries WHERE role = ?", role)
+        return {name: self._input_shape(content) for name, content in rows}
 
     def content(self, role: str, name: str) -> dict[str, Any]:
         """What an entry's row says of it; nothing where it was imported."""
@@ -428,131 +370,3 @@ class LatencyTable:
             raise HwnasError(f"cannot read the table {self.path}: {error}") from None
         except (sqlite3.DatabaseError, UnicodeError):
             raise HwnasError(trust.damaged(self.path)) from None
-
-    # -- writing -----------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        try:
-            yield self._db
-        except sqlite3.OperationalError as error:
-            raise HwnasError(
-                f"cannot write to {self.path} ({error}): free space or give another --lut; what was measured is kept"
-            ) from None
-        except sqlite3.DatabaseError:
-            raise HwnasError(trust.damaged(self.path)) from None
-        self._cache = self._levels_cache = None
-
-    def start_session(self, environment: dict[str, Any]) -> int:
-        """A contiguous stretch of measuring, with one level of the reference network."""
-        with self._writing() as db:
-            cursor = db.execute(
-                "INSERT INTO sessions (started, environment) VALUES (?, ?)", (time.time(), json.dumps(environment))
-            )
-            return int(cursor.lastrowid or 0)
-
-    def add_entry(self, role: str, name: str, content: dict[str, Any]) -> None:
-        """Makes room for an entry; one that is there keeps its samples. A failure that was recorded is forgotten."""
-        with self._writing() as db:
-            db.execute(
-                """INSERT INTO entries (role, name, content) VALUES (?, ?, ?)
-                   ON CONFLICT (role, name) DO UPDATE SET failure = NULL""",
-                (role, name, json.dumps(content)),
-            )
-
-    def add_visit(
-        self,
-        session: int,
-        role: str,
-        name: str,
-        number: int,
-        repeats: int,
-        samples_ms: Sequence[float],
-        state: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Stores the samples of one visit, and what the device was doing; they are safe when this returns."""
-        with self._writing() as db:
-            self._insert_visit(db, session, role, name, number, repeats, samples_ms, state=state)
-
-    def _insert_visit(
-        self,
-        db: sqlite3.Connection,
-        session: int,
-        role: str,
-        name: str,
-        number: int,
-        repeats: float,
-        samples_ms: Sequence[float] | NDArray[np.float64],
-        place: int | None = None,
-        state: Mapping[str, Any] | None = None,
-    ) -> int:
-        """Adds a row; returns its id."""
-        cursor = db.execute(
-            """INSERT INTO visits (entry, session, pass, at, repeats, samples_ms, place, state)
-               SELECT id, ?, ?, ?, ?, ?, ?, ? FROM entries WHERE role = ? AND name = ?""",
-            (session, number, time.time(), repeats, np.asarray(samples_ms, np.float64).tobytes(), place,
-             json.dumps(dict(state)) if state else None, role, name),
-        )  # fmt: skip
-        if cursor.rowcount != 1:
-            raise KeyError(f"no entry {role} {name}: its visit has nowhere to go")
-        return int(cursor.lastrowid or 0)
-
-    def add_kernels(
-        self,
-        session: int,
-        name: str,
-        number: int,
-        totals_ms: Sequence[float],
-        kernels: Mapping[str, NDArray[np.float64]],
-        launches: Mapping[str, float],
-        state: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Stores one visit of the network `name` (role ``cover``) with what each operator took inside it, all or none.
-
-        Args:
-            session, number: of the visit.
-            totals_ms: of all kernels, in each run.
-            kernels: by operator key, the durations in each run; by the names of `TERMS` those of what is none.
-            launches: by operator key, as how many kernels it is run, each of which timing makes dearer; the column
-                `repeats` has it.
-            state: of the device meanwhile.
-        """
-        with self._writing() as db:
-            db.execute("BEGIN")
-            try:
-                shown = np.maximum(totals_ms, SHORTEST_MS)  # a clock of whole microseconds may show nothing
-                place = self._insert_visit(db, session, "cover", name, number, 1, shown, state=state)
-                for key, samples in kernels.items():
-                    role = "term" if key in TERMS else "operator"
-                    db.execute("INSERT OR IGNORE INTO entries (role, name, content) VALUES (?, ?, '{}')", (role, key))
-                    self._insert_visit(db, session, role, key, number, launches[key], samples, place)
-            except BaseException:
-                if db.in_transaction:  # on a full disk SQLite may have rolled back already
-                    db.execute("ROLLBACK")
-                raise
-            db.execute("COMMIT")
-
-    def add_failure(self, role: str, name: str, failure: str) -> None:
-        """Records why an entry cannot be measured."""
-        with self._writing() as db:
-            db.execute("UPDATE entries SET failure = ? WHERE role = ? AND name = ?", (failure, role, name))
-
-
-def list_tables(root: Path = ROOT) -> list[TableInfo]:
-    """The readable tables below `root`, newest first."""
-    found = []
-    for path in root.glob("*.lut"):
-        try:
-            with LatencyTable.open(path) as table:
-                entries = len(set(table.names("operator")) - OVERHEAD_KEYS)
-                found.append(TableInfo(path, table.header, entries, path.stat().st_mtime))
-        except HwnasError:
-            continue
-    return sorted(found, key=lambda info: info.changed, reverse=True)
-
-
-def default_path(profile: DeviceProfile, root: Path = ROOT) -> Path:
-    """Where a profile's table goes: ``tables/cpu-fp32-b1-t1.lut``."""
-    host = profile.host.removeprefix("ssh://").translate(str.maketrans("@:[]", "----"))
-    name = f"{host}-{profile.name}" if host else profile.name
-    return root / f"{name}-{profile.precision}-b{profile.batch_size}-t{profile.thread_count or 'all'}.lut"

@@ -196,7 +196,7 @@ class AtomSpace(WidthSpace):
 
     def network(self, arch: AtomArch) -> Network:
         """The architecture as it is deployed."""
-        return self.net(arch).network()
+        return replace(self.net(arch).network(), space=self.name)
 
     def build(self, arch: AtomArch, *, generator: torch.Generator | None = None) -> ChainNet:
         """The architecture as a module with fresh weights drawn from `generator`. The supernet is `supernet_arch`'s."""

@@ -253,7 +253,7 @@ class ChainSpace(Space):
         return block.ops(self._slot_shapes[slot]) if block is not None else ()
 
     def network(self, arch: Arch) -> Network:
-        return self.net(arch).network()
+        return replace(self.net(arch).network(), space=self.name)
 
     def build(self, arch: Arch, *, generator: torch.Generator | None = None) -> ChainNet:
         from hwnas.nn.blocks import chain_net

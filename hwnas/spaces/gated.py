@@ -8,7 +8,7 @@ one row for each group, with one number.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
@@ -107,7 +107,7 @@ class GateSpace(WidthSpace):
         self.check(arch)
         left = self._left(frozenset(group for group, _ in self.empty_of(arch.widths)))
         assert left is not None
-        return narrowed(self.channels, left, [row[0] for row in arch.widths])
+        return replace(narrowed(self.channels, left, [row[0] for row in arch.widths]), space=self.name)
 
     def supernet(self, *, generator: torch.Generator | None = None) -> nn.Module:
         """The whole net with fresh weights drawn from `generator`."""

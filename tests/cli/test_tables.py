@@ -21,7 +21,7 @@ from quick import tiny_network
 
 from hwnas.devices import find_profile
 from hwnas.export import export_onnx
-from hwnas.latency.model import MIN_GROUP
+from hwnas.latency.groups import MIN_GROUP
 from hwnas.measure.hardware import cpu_name
 from hwnas.measure.onnx_models import network_to_onnx
 from hwnas.measure.runtimes.cuda import driver_is_here
@@ -279,14 +279,14 @@ def test_a_table_of_this_gpu_fits_and_any_where_there_is_none(monkeypatch: pytes
 
 
 def test_a_table_of_a_gpu_is_found_by_its_profile(hwnas: Hwnas) -> None:
-    from hwnas.latency.table import LatencyTable
+    from hwnas.latency.writer import TableWriter
     from hwnas.measure.hardware import gpu_name
 
     name = gpu_name() or "An elsewhere GPU"
     describe = {"runtime": "tensorrt", "runtime_version": "10.9", "device": name, "cores": 9, "threads": 1}
     path = hwnas.folder / "tables/mine.lut"
     path.parent.mkdir()
-    LatencyTable.create(path, find_profile("cuda"), describe).close()
+    TableWriter.create(path, find_profile("cuda"), describe).close()
     done = hwnas("predict", "zoo:mobilenet-v2", "--device", "cuda")
     assert "using --lut tables/mine.lut (the newest that fits)" in done.stderr
     assert ("latencies are those of An elsewhere GPU" in done.stderr) == (gpu_name() is None)

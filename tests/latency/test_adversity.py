@@ -25,6 +25,7 @@ from hwnas.latency.build import BuildReport, build_table
 from hwnas.latency.lowering import lowering
 from hwnas.latency.plan import COVER_VISITS, digest_of, overhead_network
 from hwnas.latency.table import LatencyTable
+from hwnas.latency.writer import TableWriter
 from hwnas.measure.process import MeasuringProcess
 from hwnas.measure.runtimes.scratch import scratch_folder
 from hwnas.progress import NullProgress
@@ -216,7 +217,7 @@ def test_a_session_that_began_before_its_predecessor_does_not_become_the_first(
     """Sessions are in the order in which they were made: the level of a table does not move when a clock is set."""
     path = tmp_path / "t.lut"
     describe = {"runtime": "onnxruntime", "runtime_version": "1.0", "device": "A CPU", "cores": 2, "threads": 1}
-    with LatencyTable.create(path, quick_profile(), describe) as table:
+    with TableWriter.create(path, quick_profile(), describe) as table:
         table.add_entry("reference", "reference", MODELS["small"].to_json())
         for factor, clock in ((1.0, 2e9), (2.0, 1e9)):
             monkeypatch.setattr(time, "time", lambda clock=clock: clock)

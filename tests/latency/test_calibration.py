@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import asdict
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hwnas.latency.calibration import (
+    LEAST_FACTOR,
     LEAST_MODEL_ERROR,
     UNCALIBRATED_ERROR,
     Calibration,
@@ -111,7 +113,7 @@ def test_operators_that_are_right_are_left_alone() -> None:
 
 def test_what_every_run_of_an_operator_costs_beside_it_is_calibrated() -> None:
     """Timing a kernel seems to cost less than it does: sums of many short operators are too high."""
-    beside = 0.01
+    beside = 0.0005
     plain, counted = [], []
     for seed in range(10):
         rng = np.random.default_rng(seed)
@@ -120,7 +122,9 @@ def test_what_every_run_of_an_operator_costs_beside_it_is_calibrated() -> None:
             {name: int(n) for name, n in zip(net, rng.integers(1, 1 + rng.integers(1, 9), len(net)), strict=True)}
             for net in nets
         ]
-        parts = [{name: n * net[name] for name, n in count.items()} for net, count in zip(nets, counts, strict=True)]
+        parts = [
+            {name: 0.05 * n * net[name] for name, n in count.items()} for net, count in zip(nets, counts, strict=True)
+        ]
         truth = np.array([sum(p.values()) - beside * sum(c.values()) for p, c in zip(parts, counts, strict=True)])
         sums = [sum(part.values()) for part in parts]
         for errors, more in ((plain, ()), (counted, (counts[:30],))):
@@ -177,7 +181,25 @@ def test_operators_of_no_network_are_taken_for_usual_ones() -> None:
     found = calibrate([sum(net.values()) for net in nets], measured, 0.005, nets)
     weighted = sum(found.factors[name] * ms for net in nets for name, ms in net.items())
     assert found.usual_factor == pytest.approx(weighted / sum(sum(net.values()) for net in nets))
-    assert calibrate([1.0, 2, 3], [1.0, 2, 3]).usual_factor == 1
+    assert found.factor_of(0.1) == found.factor_of(10) == found.usual_factor
+    none = calibrate([1.0, 2, 3], [1.0, 2, 3])
+    assert (none.usual_factor, none.factor_of(1.0)) == (1, 1)
+
+
+def test_what_timing_a_run_costs_is_taken_off_operators_of_no_network_whatever_they_take() -> None:
+    """0.3 us a run are a third of an operator that takes 1 us and a tenth of one that takes 3."""
+    rng = np.random.default_rng(0)
+    beside = 3e-4
+    true = {f"op {i}": float(ms) for i, ms in enumerate(rng.uniform(4e-4, 3e-3, 40))}
+    runs = [Counter(rng.choice(list(true), size=rng.integers(10, 60)).tolist()) for _ in range(30)]
+    parts = [{name: n * (true[name] + beside) for name, n in ran.items()} for ran in runs]
+    measured = [sum(n * true[name] for name, n in ran.items()) for ran in runs]
+    sums = [sum(part.values()) for part in parts]
+    found = calibrate(sums, measured, 0.005, parts, runs)
+    for taken in (5e-4, 1e-3, 2e-3, 4e-3):
+        corrected = found.slope * found.factor_of(taken + beside) * (taken + beside)
+        assert corrected == pytest.approx(taken, rel=0.06)
+    assert found.factor_of(1e-5) == LEAST_FACTOR
 
 
 def test_the_error_is_out_of_sample() -> None:

@@ -26,6 +26,7 @@ from hwnas.latency.check import (
 )
 from hwnas.latency.plan import CALIBRATION_NETWORKS
 from hwnas.latency.table import LatencyTable
+from hwnas.latency.writer import TableWriter
 from hwnas.measure.statistics import Estimate
 from hwnas.progress import NullProgress
 from hwnas.spaces import get_space
@@ -205,7 +206,7 @@ def test_the_command_that_profiles_anew_names_what_was_profiled(profiled: Path, 
     assert words[-1] == str(profiled.with_name("t-new.lut"))
     path = tmp_path / "m m.lut"
     shutil.copy(profiled, path)
-    with LatencyTable.open(path, writable=True) as table:
+    with TableWriter.open(path) as table:
         for name in ("proxyless-tiny #0 0123456789ab", "zoo:mobilenet-v2 0123456789ab"):
             table.add_entry("network", name, {"input_shape": [3, 40, 40], "ops": ["linear 8>4"]})
             table.add_visit(1, "network", name, 0, 1, [1.0])

@@ -25,6 +25,7 @@ from hwnas.latency.frames import export_table, to_document, to_frame, to_text
 from hwnas.latency.merge import merge_tables
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
+from hwnas.latency.writer import TableWriter
 from hwnas.ops import Op
 
 PROFILE = quick_profile()
@@ -45,7 +46,7 @@ def made(tmp_path: Path) -> Made:
         name: str, latencies: dict[str, float], *, factor: float = 1.0, failed: tuple[str, ...] = (), **header: Any
     ) -> Path:
         path = tmp_path / name
-        with LatencyTable.create(path, PROFILE, {**DESCRIBE, **header}) as table:
+        with TableWriter.create(path, PROFILE, {**DESCRIBE, **header}) as table:
             session = table.start_session({"name": name})
             for role, entry in (("reference", "reference"), ("network", "a net")):
                 table.add_entry(role, entry, NETWORK)
@@ -91,7 +92,7 @@ def test_the_same_measurement_counts_once(made: Made, tmp_path: Path) -> None:
     """The second table is a copy of the first that was added to: what both have is one measurement, not two."""
     first = made("a.lut", {CONV.key: 2.0})
     second = Path(shutil.copy(first, tmp_path / "b.lut"))
-    with LatencyTable.open(second, writable=True) as table:
+    with TableWriter.open(second) as table:
         session = table.start_session({})
         table.add_visit(session, "operator", CONV.key, 0, 1, [2.5])
     report = merge_tables(first, second, tmp_path / "c.lut")
@@ -104,7 +105,7 @@ def test_kernels_stay_with_the_visit_of_the_network_they_were_timed_in(made: Mad
     """Ids of visits change in a merge; a copy's own visits are found again."""
 
     def add(path: Path, factor: float, numbers: range) -> Path:
-        with LatencyTable.open(path, writable=True) as table:
+        with TableWriter.open(path) as table:
             table.add_entry("cover", "a net", NETWORK)
             for number in numbers:
                 times = {CONV.key: np.array([2.0 * factor]), WIDE.key: np.array([(4.0 + number) * factor])}
@@ -195,7 +196,7 @@ def test_a_diff_names_what_one_table_lacks_and_how_long_the_rest_takes(made: Mad
 def test_intervals_that_meet_are_the_same(made: Made) -> None:
     paths = made("a.lut", {CONV.key: 2.0}), made("b.lut", {CONV.key: 2.3})
     for path, spread in zip(paths, (1.3, 1.2), strict=True):
-        with LatencyTable.open(path, writable=True) as table:
+        with TableWriter.open(path) as table:
             base = table.visits("operator", CONV.key)[0][0]
             for number in range(3):
                 table.add_visit(1, "operator", CONV.key, number, 1, [base * spread ** (1 + number)])
@@ -271,7 +272,7 @@ def test_parquet_without_its_extra_is_one_line_that_names_it(table_path: Path, t
 
 def test_counts_beyond_64_bits_are_no_parquet(table_path: Path, tmp_path: Path) -> None:
     vast = "conv 2000000000x1x1>2000000000x1x1 k2000000000"
-    with LatencyTable.open(table_path, writable=True) as table:
+    with TableWriter.open(table_path) as table:
         table.add_entry("operator", vast, {})
         table.add_failure("operator", vast, "too large")
         with pytest.raises(HwnasError, match="beyond 64 bits: export it as csv or json"):

@@ -20,6 +20,7 @@ from hwnas.latency.imported import BLOCK, UNSTATED_ERROR
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.shipped import shipped_tables
 from hwnas.latency.table import LatencyTable
+from hwnas.latency.writer import TableWriter
 from hwnas.ops import Op
 from hwnas.spaces import get_space
 from hwnas.spaces.base import Arch
@@ -195,7 +196,7 @@ def test_measurements_are_never_replaced_by_an_import(tmp_path: Path) -> None:
 
     out = tmp_path / "mine.lut"
     describe = {"runtime": "onnxruntime", "runtime_version": "1", "device": "A CPU", "cores": 2, "threads": 1}
-    LatencyTable.create(out, quick_profile(), describe).close()
+    TableWriter.create(out, quick_profile(), describe).close()
     before = out.read_bytes()
     path = written(tmp_path, GOOD)
     with pytest.raises(HwnasError, match="holds measurements"):
@@ -204,7 +205,7 @@ def test_measurements_are_never_replaced_by_an_import(tmp_path: Path) -> None:
     for _ in range(2):  # an import is replaced by the next
         import_table(path, "alibaba-trt", tmp_path / "again.lut", Choices())
     with pytest.raises(HwnasError, match="runtime tensorrt, this is onnxruntime"):
-        LatencyTable.open_or_create(tmp_path / "again.lut", quick_profile(), describe)
+        TableWriter.open_or_create(tmp_path / "again.lut", quick_profile(), describe)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the published tables are not here")

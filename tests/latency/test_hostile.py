@@ -25,7 +25,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from quick import quick_profile, tiny_network
 
-from hwnas.latency.table import BOUND, LatencyTable
+from hwnas.latency.table import BOUND
+from hwnas.latency.writer import TableWriter
 from hwnas.ops import Op
 
 READER = """
@@ -35,6 +36,7 @@ from hwnas.errors import HwnasError
 from hwnas.latency.frames import to_text
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.table import LatencyTable
+from hwnas.latency.writer import TableWriter
 from hwnas.measure.onnx_models import network_to_onnx, op_to_onnx
 from hwnas.ops import Op
 warnings.simplefilter("error")
@@ -128,7 +130,7 @@ DESCRIBE = {"runtime": "onnxruntime", "runtime_version": "1.0", "device": "A CPU
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole table: a network, its operators, a reference."""
     path = tmp_path_factory.mktemp("whole") / "whole.lut"
-    with LatencyTable.create(path, quick_profile(), DESCRIBE) as table:
+    with TableWriter.create(path, quick_profile(), DESCRIBE) as table:
         session = table.start_session({})
         names = [("reference", "reference"), ("network", "net"), ("overhead", "overhead")]
         names += [("operator", op.key) for op in NETWORK.ops]

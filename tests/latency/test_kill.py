@@ -24,10 +24,10 @@ from pathlib import Path
 tempfile.tempdir = str(Path(sys.argv[1]).parent)  # a device lock of its own
 from quick import quick_profile, tiny_network
 from hwnas.latency.build import build_table
-from hwnas.latency.table import LatencyTable
+from hwnas.latency.writer import TableWriter
 from hwnas.progress import NullProgress
 
-store, store_kernels = LatencyTable.add_visit, LatencyTable.add_kernels
+store, store_kernels = TableWriter.add_visit, TableWriter.add_kernels
 def say(*values, samples_ms):
     print(*values, *(float(sample).hex() for sample in samples_ms), sep="|", flush=True)
 def store_and_say(table, session, role, name, number, repeats, samples_ms, state):
@@ -38,7 +38,7 @@ def store_kernels_and_say(table, session, name, number, totals_ms, kernels, laun
     say(session, "cover", name, number, 1, samples_ms=totals_ms)
     for key, samples_ms in kernels.items():
         say(session, "operator", key, number, launches[key], samples_ms=samples_ms)
-LatencyTable.add_visit, LatencyTable.add_kernels = store_and_say, store_kernels_and_say
+TableWriter.add_visit, TableWriter.add_kernels = store_and_say, store_kernels_and_say
 
 passes = int(sys.argv[2])
 models = {"small": tiny_network(), "wide": tiny_network(24), "large": tiny_network(8, 24)}

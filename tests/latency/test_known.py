@@ -13,6 +13,7 @@ from hwnas.latency.known import Knowledge, Known, deviation_ms
 from hwnas.latency.model import LatencyModel
 from hwnas.latency.shipped import shipped_tables
 from hwnas.latency.table import LatencyTable
+from hwnas.latency.writer import write_imported
 from hwnas.measure.statistics import Estimate
 from hwnas.network import Network
 from hwnas.ops import Op
@@ -127,7 +128,7 @@ def test_an_operator_that_failed_at_the_source_has_no_price(tmp_path: Path) -> N
     stem = space.fixed_ops()[0].deployed()
     rows = [Imported("operator", op.key, TABLE[op.key].latency_ms) for op in OPS]
     rows.append(Imported("operator", stem.key, None, failure="out of memory there"))
-    LatencyTable.create_imported(tmp_path / "t.lut", header, rows)
+    write_imported(tmp_path / "t.lut", header, rows)
     with LatencyTable.open(tmp_path / "t.lut") as table:
         model = LatencyModel(table)
     with pytest.raises(HwnasError, match=r"out of memory there.*it was imported"):

@@ -8,7 +8,7 @@ from quick import quick_profile, tiny_network
 
 from hwnas.latency.levels import LEAST_QUIET
 from hwnas.latency.plan import MOST_COVER_VISITS, Plan, entry_name, unsure_entries
-from hwnas.latency.table import LatencyTable
+from hwnas.latency.writer import TableWriter
 from hwnas.measure.passes import Entry
 from hwnas.measure.process import Subject
 
@@ -27,7 +27,7 @@ def measured(path: Path, slow: float, *, busy: int, passes: int = 8) -> tuple[Pl
     entries = {("reference", "reference"): _entry(("reference", "reference"), reference=True), cover: _entry(cover)}
     entries |= {("network", name): _entry(("network", name)) for name in names}
     contents = {key: (COVER if key == cover else names.get(key[1], COVER)).to_json() for key in entries}
-    with LatencyTable.create(path, PROFILE, DESCRIBE) as table:
+    with TableWriter.create(path, PROFILE, DESCRIBE) as table:
         session = table.start_session({})
         for (role, name), content in contents.items():
             table.add_entry(role, name, content)

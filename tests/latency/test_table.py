@@ -21,8 +21,11 @@ from quick import as_nobody, quick_profile
 from hwnas.errors import HwnasError
 from hwnas.latency.builds import builds_error
 from hwnas.latency.imported import UNSTATED_ERROR, Imported
+from hwnas.latency.listing import default_path, list_tables
 from hwnas.latency.model import LatencyModel
-from hwnas.latency.table import FORMAT, LatencyTable, default_path, list_tables
+from hwnas.latency.table import LatencyTable
+from hwnas.latency.table_file import FORMAT
+from hwnas.latency.writer import TableWriter, write_imported
 from hwnas.measure.runtimes.base import BUILDS_MS
 from hwnas.measure.statistics import Estimate
 from hwnas.network import Network
@@ -35,7 +38,7 @@ KEYS = [op.key for op in OPS]
 NETWORK = {"input_shape": [8, 4, 4], "ops": KEYS}
 
 
-def fill(table: LatencyTable, *, factor: float = 1.0, reference: int = 25, visits: int = 3) -> int:
+def fill(table: TableWriter, *, factor: float = 1.0, reference: int = 25, visits: int = 3) -> int:
     """One session in which the machine is `factor` times as slow: operators of 2 and 3 ms, a network of 6."""
     session = table.start_session({})
     for role, name, content in (
@@ -57,7 +60,7 @@ def fill(table: LatencyTable, *, factor: float = 1.0, reference: int = 25, visit
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table with one session, not to be changed."""
     path = tmp_path_factory.mktemp("filled") / "t.lut"
-    with LatencyTable.create(path, PROFILE, DESCRIBE) as table:
+    with TableWriter.create(path, PROFILE, DESCRIBE) as table:
         fill(table)
     return path
 
@@ -107,7 +110,7 @@ def test_rows_are_of_one_execution_with_their_arithmetic(path: Path) -> None:
 
 
 def test_the_cost_of_an_empty_run_is_taken_off_once_a_run(path: Path) -> None:
-    with LatencyTable.open(path, writable=True) as table:
+    with TableWriter.open(path) as table:
         table.add_entry("overhead", "overhead", {})
         for number in range(3):
             table.add_visit(1, "overhead", "overhead", number, 1, [0.4])
@@ -117,7 +120,7 @@ def test_the_cost_of_an_empty_run_is_taken_off_once_a_run(path: Path) -> None:
 
 
 def test_an_operator_that_is_faster_than_an_empty_run_still_takes_time(path: Path) -> None:
-    with LatencyTable.open(path, writable=True) as table:
+    with TableWriter.open(path) as table:
         table.add_entry("overhead", "overhead", {})
         table.add_visit(1, "overhead", "overhead", 0, 1, [100.0])
         assert all(found.low_ms > 0 for found in table.operators().values())
@@ -125,7 +128,7 @@ def test_an_operator_that_is_faster_than_an_empty_run_still_takes_time(path: Pat
 
 def test_failures_are_named_and_no_latency(path: Path) -> None:
     key = Op.linear(8, 5).key
-    with LatencyTable.open(path, writable=True) as table:
+    with TableWriter.open(path) as table:
         table.add_entry("operator", key, {})
         table.add_failure("operator", key, "took the measuring process down")
         assert table.failures() == {key: "took the measuring process down"}
@@ -140,12 +143,12 @@ def test_failures_are_named_and_no_latency(path: Path) -> None:
 
 
 def test_a_visit_of_nothing_that_is_known_is_not_swallowed(path: Path) -> None:
-    with LatencyTable.open(path, writable=True) as table, pytest.raises(KeyError, match="nowhere"):
+    with TableWriter.open(path) as table, pytest.raises(KeyError, match="nowhere"):
         table.add_visit(1, "operator", "conv of nowhere", 0, 1, [1.0])
 
 
 def test_the_fingerprint_changes_with_every_measurement(path: Path) -> None:
-    with LatencyTable.open(path, writable=True) as table:
+    with TableWriter.open(path) as table:
         before = table.fingerprint
         assert table.fingerprint == before
         table.add_visit(1, "operator", KEYS[0], 9, 1, [1.0])
@@ -157,7 +160,7 @@ def test_the_fingerprint_changes_with_every_measurement(path: Path) -> None:
 
 @pytest.mark.parametrize("factors", [(1.0, 1.3), (1.0, 0.7, 1.15), (1.2, 1.0)])
 def test_sessions_are_brought_to_the_level_of_the_first(tmp_path: Path, factors: tuple[float, ...]) -> None:
-    with LatencyTable.create(tmp_path / "t.lut", PROFILE, DESCRIBE) as table:
+    with TableWriter.create(tmp_path / "t.lut", PROFILE, DESCRIBE) as table:
         sessions = [fill(table, factor=factor) for factor in factors]
         first = factors[0]
         expected = {session: first / factor for session, factor in zip(sessions, factors, strict=True)}
@@ -171,7 +174,7 @@ def test_sessions_are_brought_to_the_level_of_the_first(tmp_path: Path, factors:
 
 
 def test_a_session_whose_level_is_hardly_known_is_left_as_it_is(tmp_path: Path) -> None:
-    with LatencyTable.create(tmp_path / "t.lut", PROFILE, DESCRIBE) as table:
+    with TableWriter.create(tmp_path / "t.lut", PROFILE, DESCRIBE) as table:
         fill(table)
         short = fill(table, factor=2.0, reference=3)
         assert short not in table.drift()
@@ -185,9 +188,9 @@ WRITER = """
 import sys, itertools
 from pathlib import Path
 from quick import quick_profile
-from hwnas.latency.table import LatencyTable
+from hwnas.latency.writer import TableWriter
 describe = {"runtime": "onnxruntime", "runtime_version": "1.0", "device": "A CPU", "cores": 2, "threads": 1}
-with LatencyTable.open_or_create(Path(sys.argv[1]), quick_profile(), describe) as table:
+with TableWriter.open_or_create(Path(sys.argv[1]), quick_profile(), describe) as table:
     session = table.start_session({})
     table.add_entry("operator", "linear 8>4 bias", {})
     for number in range(int(sys.argv[2])):
@@ -221,7 +224,7 @@ def test_kill_9_loses_nothing_that_was_stored(tmp_path: Path, at: int) -> None:
         said += [int(line) for line in writer.stdout.read().splitlines()]  # communicate() passes over what is buffered
     assert stored(path)[: len(said)] == said
     # and the next one goes on in the same file, and leaves one plain file
-    with LatencyTable.open_or_create(path, PROFILE, DESCRIBE) as table:
+    with TableWriter.open_or_create(path, PROFILE, DESCRIBE) as table:
         table.add_visit(table.start_session({}), "operator", "linear 8>4 bias", 0, 1, [8.0])
     assert stored(path)[-1] == 7
     assert [found.name for found in tmp_path.iterdir()] == ["t.lut"]
@@ -236,7 +239,7 @@ def test_a_deleted_table_does_not_come_back_from_its_journal(tmp_path: Path) -> 
     writer.communicate()
     assert path.with_name("t.lut-wal").exists()
     path.unlink()  # "delete it and profile again"
-    with LatencyTable.create(path, PROFILE, {**DESCRIBE, "device": "Another CPU"}) as table:
+    with TableWriter.create(path, PROFILE, {**DESCRIBE, "device": "Another CPU"}) as table:
         assert table.names("operator") == []
         assert table.header["device"] == "Another CPU"
 
@@ -277,21 +280,21 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_measured(tmp_path: Path) -> 
 
 
 def write_much(path: Path) -> None:
-    with LatencyTable.open(path, writable=True) as table:
+    with TableWriter.open(path) as table:
         for number in range(1000):
             table.add_visit(1, "operator", KEYS[0], number, 1, [1.0] * 50)
 
 
 def test_a_disk_that_is_full_for_all_that_is_asked(small_disk: Path) -> None:
     path = small_disk / "t.lut"
-    with LatencyTable.create(path, PROFILE, DESCRIBE) as table:
+    with TableWriter.create(path, PROFILE, DESCRIBE) as table:
         fill(table)
         rows = len(table.rows())
     with (small_disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
         while True:
             ballast.write(b"0" * 4096)
     with pytest.raises(HwnasError, match=r"No space left|full|disk I/O") as caught:
-        LatencyTable.create(small_disk / "other.lut", PROFILE, DESCRIBE)
+        TableWriter.create(small_disk / "other.lut", PROFILE, DESCRIBE)
     assert "damaged" not in str(caught.value)
     assert [file.name for file in small_disk.glob("*other*")] == []
     with pytest.raises(HwnasError) as caught:
@@ -319,7 +322,7 @@ def test_truncated(path: Path, kept: int) -> None:
         read_everything(path)
     assert str(path) in one_line(caught)
     with pytest.raises(HwnasError):
-        LatencyTable.open_or_create(path, PROFILE, DESCRIBE)
+        TableWriter.open_or_create(path, PROFILE, DESCRIBE)
     assert path.read_bytes() == whole[:kept]  # left as it is
 
 
@@ -350,7 +353,7 @@ def test_foreign(tmp_path: Path) -> None:
     path.unlink()
     sql(path, "CREATE TABLE cats (name TEXT)")
     with pytest.raises(HwnasError, match="not an hwnas table"):
-        LatencyTable.open(path, writable=True)
+        TableWriter.open(path)
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)  # was not touched
     path.unlink()
@@ -358,7 +361,7 @@ def test_foreign(tmp_path: Path) -> None:
     with pytest.raises(HwnasError):
         LatencyTable.open(path)
     with pytest.raises(HwnasError):
-        LatencyTable.open_or_create(path, PROFILE, DESCRIBE)
+        TableWriter.open_or_create(path, PROFILE, DESCRIBE)
 
 
 def test_of_a_newer_hwnas(path: Path) -> None:
@@ -443,7 +446,7 @@ def test_a_table_of_an_older_format_is_read_and_added_to(path: Path, older: Call
         assert (table.operators(), table.fingerprint, table.names("operator"), table.rows()) == now
         assert table.blocks() == {}
     assert path.read_bytes() == before
-    with LatencyTable.open_or_create(path, PROFILE, DESCRIBE) as table:
+    with TableWriter.open_or_create(path, PROFILE, DESCRIBE) as table:
         assert table.operators() == now[0]
         key = Op.linear(8, 5).key
         table.add_entry("operator", key, {})
@@ -461,7 +464,7 @@ def test_a_table_of_an_older_format_is_read_and_added_to(path: Path, older: Call
 def test_kernels_are_stored_with_their_network_all_or_none(path: Path) -> None:
     kernels = {KEYS[0]: np.array([1.0, 1.2]), Op.linear(16, 4).key: np.array([2.0, 2.0])}
     launches = dict.fromkeys((*kernels, Op.linear(9, 9).key), 1)
-    with LatencyTable.open(path, writable=True) as table:
+    with TableWriter.open(path) as table:
         table.add_entry("cover", "a net", NETWORK)
         table.add_kernels(1, "a net", 0, [3.0, 3.2], kernels, launches)
         assert table.inside() == {key: {"a net"} for key in kernels}
@@ -483,7 +486,7 @@ def test_timing_costs_nothing_where_nothing_was_launched(path: Path) -> None:
     """The cost of timing a kernel is taken off once for each kernel: not at all off what runs in another one's."""
     own, shared, hidden = (Op.linear(size, 4).key for size in (16, 17, 18))
     empty = Op.activation((1, 1, 1), "relu").key
-    with LatencyTable.open(path, writable=True) as table:
+    with TableWriter.open(path) as table:
         for name in ("overhead", "a net"):
             table.add_entry("cover", name, NETWORK)
         table.add_kernels(1, "overhead", 0, [0.5], {empty: np.array([0.5])}, {empty: 1})
@@ -502,7 +505,7 @@ def test_what_the_device_was_doing_is_stored_with_its_visits(path: Path, tmp_pat
         (name, *_) = table.names("network")
         assert (table.states("network"), table.builds_error) == ({}, 0.0)
     states = [{"sm_mhz": 1500, BUILDS_MS: [1.0, 1.2]}, {"sm_mhz": 1490, BUILDS_MS: [1.0, 1.2]}]
-    with LatencyTable.open(path, writable=True) as table:
+    with TableWriter.open(path) as table:
         for number, state in enumerate(states):
             table.add_visit(1, "network", name, 90 + number, 1, [1.1], state)
     merge_tables(path, path, tmp_path / "merged.lut")
@@ -538,7 +541,7 @@ HOSTILE_PLACES = (
 
 @pytest.mark.parametrize("place", HOSTILE_PLACES)
 def test_a_hostile_place_is_refused_or_harmless(path: Path, place: str) -> None:
-    with LatencyTable.open(path, writable=True) as table:
+    with TableWriter.open(path) as table:
         table.add_entry("cover", "a net", NETWORK)
         table.add_kernels(1, "a net", 0, [3.0], {KEYS[1]: np.array([2.0])}, {KEYS[1]: 1})
     sql(path, f"UPDATE visits SET place = {place} WHERE place IS NOT NULL")
@@ -564,7 +567,7 @@ def foreign(tmp_path: Path) -> Path:
         Imported("operator", KEYS[1], 3.0),
         Imported("operator", Op.linear(8, 5).key, None, failure="no"),
     ]
-    LatencyTable.create_imported(tmp_path / "f.lut", IMPORTED_HEADER, rows)
+    write_imported(tmp_path / "f.lut", IMPORTED_HEADER, rows)
     assert [file.name for file in tmp_path.iterdir()] == ["f.lut"]
     return tmp_path / "f.lut"
 
@@ -622,17 +625,17 @@ def test_nonsense_among_the_names_is_refused_when_it_is_needed(foreign: Path) ->
 def test_of_another_set_up(path: Path, key: str, value: Any) -> None:
     before = path.read_bytes()
     with pytest.raises(HwnasError, match=f"{key} .*{value}.*--lut") as caught:
-        LatencyTable.open_or_create(path, PROFILE, {**DESCRIBE, key: value})
+        TableWriter.open_or_create(path, PROFILE, {**DESCRIBE, key: value})
     assert str(DESCRIBE[key]) in one_line(caught)
     assert path.read_bytes() == before
 
 
 def test_of_another_batch_or_precision(path: Path) -> None:
     with pytest.raises(HwnasError, match="batch_size 1, this is 4"):
-        LatencyTable.open_or_create(path, PROFILE.override(batch_size=4), DESCRIBE)
+        TableWriter.open_or_create(path, PROFILE.override(batch_size=4), DESCRIBE)
     sql(path, "UPDATE header SET value = '\"fp16\"' WHERE key = 'precision'")
     with pytest.raises(HwnasError, match="precision fp16, this is fp32"):
-        LatencyTable.open_or_create(path, PROFILE, DESCRIBE)
+        TableWriter.open_or_create(path, PROFILE, DESCRIBE)
 
 
 # -- places ----------------------------------------------------------------------------------------------------------
@@ -656,13 +659,13 @@ def test_a_folder_that_cannot_be_written(path: Path, open_folder: Path) -> None:
     with as_nobody():
         assert os.access(copy, os.R_OK)
         read_everything(copy)
-        with pytest.raises(HwnasError) as caught, LatencyTable.open(copy, writable=True) as table:
+        with pytest.raises(HwnasError) as caught, TableWriter.open(copy) as table:
             table.start_session({})
         assert "damaged" not in one_line(caught)
         with pytest.raises(HwnasError, match="give another --lut") as caught:
-            LatencyTable.create(open_folder / "new.lut", PROFILE, DESCRIBE)
+            TableWriter.create(open_folder / "new.lut", PROFILE, DESCRIBE)
         with pytest.raises(HwnasError, match="give another --lut"):
-            LatencyTable.create(open_folder / "below" / "new.lut", PROFILE, DESCRIBE)
+            TableWriter.create(open_folder / "below" / "new.lut", PROFILE, DESCRIBE)
     assert [found.name for found in open_folder.iterdir()] == ["t.lut"]
 
 
@@ -677,12 +680,12 @@ def test_a_file_that_cannot_be_read(path: Path, open_folder: Path) -> None:
 
 def test_a_place_below_a_file(path: Path) -> None:
     with pytest.raises(HwnasError, match="give another --lut"):
-        LatencyTable.create(path / "t.lut", PROFILE, DESCRIBE)
+        TableWriter.create(path / "t.lut", PROFILE, DESCRIBE)
 
 
 @pytest.mark.parametrize("name", ["a b.lut", "50%.lut", "what?#.lut", "ä.lut"])
 def test_names_that_mean_something_in_an_address(tmp_path: Path, name: str) -> None:
-    with LatencyTable.create(tmp_path / name, PROFILE, DESCRIBE) as table:
+    with TableWriter.create(tmp_path / name, PROFILE, DESCRIBE) as table:
         fill(table)
     read_everything(tmp_path / name)
     assert [file.name for file in tmp_path.iterdir()] == [name]
@@ -690,7 +693,7 @@ def test_names_that_mean_something_in_an_address(tmp_path: Path, name: str) -> N
 
 def test_listing_skips_what_is_damaged(path: Path) -> None:
     root = path.parent
-    with LatencyTable.create(root / "newer.lut", PROFILE, DESCRIBE) as table:
+    with TableWriter.create(root / "newer.lut", PROFILE, DESCRIBE) as table:
         fill(table)
     os.utime(path, (1, 1))
     (root / "text.lut").write_text("no")

@@ -14,6 +14,7 @@ from hwnas.latency.model import LatencyModel
 from hwnas.latency.plan import overhead_network
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.terms import GAPS, LAYERS, Terms, fit_terms
+from hwnas.latency.writer import TableWriter
 from hwnas.measure.runtimes.base import WHOLE
 from hwnas.measure.runtimes.tensorrt_layers import REFORMAT
 from hwnas.network import Network
@@ -71,7 +72,7 @@ def timed(table: LatencyTable, name: str, network: Network, number: int) -> None
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table of the space, as a GPU would fill it."""
     path = tmp_path_factory.mktemp("terms") / "gpu.lut"
-    with LatencyTable.create(path, find_profile("cuda"), DESCRIBE) as table:
+    with TableWriter.create(path, find_profile("cuda"), DESCRIBE) as table:
         table.start_session({})
         empty = overhead_network()
         table.add_entry("cover", "overhead", empty.to_json())

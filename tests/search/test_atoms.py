@@ -57,7 +57,7 @@ PUBLISHED = space_of("atomnas-c")
 class Device:
     """A made-up device that computes channels in blocks of 16, with some nanoseconds for every kernel."""
 
-    def sum_of(self, ops: Sequence[Op], _: tuple[int, ...] = ()) -> float:
+    def sum_of(self, ops: Sequence[Op], _: AtomSpace | None = None) -> float:
         return sum(self.of(op) for op in ops)
 
     def of(self, op: Op) -> float:

@@ -41,7 +41,7 @@ from hwnas.train.recipe import Gates, Phase, Recipe, load_recipe
 class Device:
     """A made-up device that computes channels in blocks of 16, with a microsecond for every kernel."""
 
-    def each_ms(self, ops: Sequence[Op], _: tuple[int, ...]) -> list[float | None]:
+    def each_ms(self, ops: Sequence[Op], _: GateSpace) -> list[float | None]:
         return [self.of(op) for op in ops]
 
     def of(self, op: Op) -> float:

@@ -16,6 +16,7 @@ from hwnas.errors import HwnasError, UsageError
 from hwnas.latency.foreign import alibaba_trt, fbnet_jsonl, proxyless_yaml
 from hwnas.latency.foreign.reading import Choices, Foreign
 from hwnas.latency.table import LatencyTable
+from hwnas.latency.writer import write_imported
 
 FORMATS: dict[str, Callable[[Path, Choices], Foreign]] = {
     "alibaba-trt": alibaba_trt.read,
@@ -66,7 +67,7 @@ def import_table(path: Path, form: str, out: Path, choices: Choices) -> ImportRe
     if not measured:
         raise HwnasError(f"{path} has no latency of batch {found.batch_size} in it: give another file, or --batch")
     failed = len(found.entries) - len(measured)
-    LatencyTable.create_imported(out, _header(path, form, found), found.entries)
+    write_imported(out, _header(path, form, found), found.entries)
     return ImportReport(
         lut=str(out),
         format=form,
