@@ -1,16 +1,20 @@
 """How well a fresh table predicts networks that took no part in its calibration.
 
     python benchmarks/prediction.py [--quick] [--space NAME]... [--threads N]... [--batch N]... [--networks 200]
+                                    [--visits N] [--go-on]
 
 For each setting: measures what `hwnas profile` does and test networks of another seed, in the same passes, and prints
 one line of figures of the test networks: predictions are calibrated on the 30 calibration networks alone. Beside them
 stands what a naive table says: operators timed alone one after the other, the median, no calibration. Coverage is over
 200 random splits of all networks into 30 to calibrate on and the rest. "profiled" is the time that went into what a
 profile measures, "noise" the standard error of a test network's own measurement: no error can be seen to be smaller;
-"spread" is how much a kernel differs from one network to the next.
+"spread" is how much a kernel differs from one network to the next. Of spaces of atoms and of gated channels the test
+networks have operators that no network of the table has: coverage is that of the predictions themselves then, not of
+splits.
 
-`--quick` is one thread, batch 1, three spaces, and fewer visits of each network. Tables with the raw samples, and plots
-of predicted against measured (the extra `plot`), are kept under `--out`. Exit code 3 where a bound is missed.
+`--quick` is one thread, batch 1, three spaces, and fewer visits of each network, `--visits` for slow ones. Tables with
+the raw samples, and plots of predicted against measured (the extra `plot`), are kept under `--out`; `--go-on` adds to
+those of a run that was killed what they lack. Exit code 3 where a bound is missed.
 """
 
 from __future__ import annotations
@@ -20,8 +24,8 @@ import importlib.util
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +33,10 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from hwnas.devices import DeviceProfile, find_profile
+from hwnas.latency import atoms
 from hwnas.latency.build import build_table
 from hwnas.latency.calibration import calibrate
-from hwnas.latency.model import LatencyModel
+from hwnas.latency.model import LatencyModel, Prediction
 from hwnas.latency.plan import CALIBRATION_NETWORKS, calibration_archs
 from hwnas.latency.table import LatencyTable, MeasuredNetwork
 from hwnas.latency.widths import NORMAL_90
@@ -40,8 +45,9 @@ from hwnas.measure.onnx_models import op_to_onnx
 from hwnas.measure.process import MeasuringProcess, Subject
 from hwnas.network import Network
 from hwnas.progress import NullProgress, RichProgress
-from hwnas.spaces import get_space
+from hwnas.spaces import find_space
 from hwnas.spaces.base import Space
+from hwnas.spaces.widths import WidthSpace
 
 SPACES = ("proxyless", "spos-shufflenet", "fbnet")
 TEST = "test"
@@ -101,11 +107,12 @@ class Line:
     def text(self) -> str:
         """One row of the table."""
         errors, spread = self.errors, "-" if self.spread is None else f"{self.spread:.1%}"
+        least = f"{self.coverage.min():.1%}" if len(self.coverage) > 1 else "-"
         columns = [
             f"{self.space:16s} {self.batch:5d} {self.threads:7d} {self.profile_s:7.0f} s {len(errors):8d}",
             f"{self.measured.min():8.3f} to {self.measured.max():7.3f} {errors.mean():10.2%}",
             f"{(errors <= 0.05).mean():9.1%} {(errors <= 0.10).mean():10.1%} {errors.max():6.1%} {self.tau:5.3f}",
-            f"{self.noise:6.2%} {spread:>6s} {self.coverage.mean():8.1%} {self.coverage.min():6.1%}",
+            f"{self.noise:6.2%} {spread:>6s} {self.coverage.mean():8.1%} {least:>6s}",
             f"{self.naive_error:11.1%}",
         ]
         return " ".join(columns)
@@ -125,6 +132,8 @@ def main() -> None:
     parser.add_argument("--threads", action="append", type=int)
     parser.add_argument("--batch", action="append", type=int)
     parser.add_argument("--networks", type=int, default=200)
+    parser.add_argument("--visits", type=int, default=QUICK_VISITS, help="of each network with --quick  [%(default)s]")
+    parser.add_argument("--go-on", action="store_true", help="with the tables that --out has")
     parser.add_argument("--out", type=Path, default=Path("runs/prediction"))
     args = parser.parse_args()
     if not args.quick and not (args.space or args.threads or args.batch):
@@ -140,9 +149,9 @@ def main() -> None:
         for threads in args.threads or [1]:
             profile = find_profile(args.device).override(threads=threads, batch_size=batch)
             if args.quick:
-                profile = _quicker(profile)
+                profile = _quicker(profile, args.visits)
             for name in args.space or SPACES:
-                line = measure(profile, get_space(name), args.networks, args.out)
+                line = measure(profile, find_space(name), args.networks, args.out, go_on=args.go_on)
                 print(line.text(), flush=True)
                 if plots:
                     plot(line, table_path(args.out, name, profile).with_suffix(".png"))
@@ -153,28 +162,31 @@ def main() -> None:
     sys.exit(3 if missed else 0)
 
 
-def _quicker(profile: DeviceProfile) -> DeviceProfile:
+def _quicker(profile: DeviceProfile, visits: int) -> DeviceProfile:
     """Fewer visits and runs, and no more visits for networks that are not certain enough."""
-    quick = {"min_passes": QUICK_VISITS, "max_passes": QUICK_VISITS, "runs": 4}
+    quick = {"min_passes": visits, "max_passes": visits, "runs": 4}
     return profile.model_copy(update={"timing": profile.timing.model_copy(update=quick)})
 
 
-def measure(profile: DeviceProfile, space: Space, count: int, out: Path) -> Line:
+def measure(profile: DeviceProfile, space: Space | WidthSpace, count: int, out: Path, *, go_on: bool = False) -> Line:
     """Profiles the space with test networks beside it, and judges the predictions."""
     path = table_path(out, space.name, profile)
-    path.unlink(missing_ok=True)
-    archs = calibration_archs(space, count, seed=1)
-    known = set(calibration_archs(space, CALIBRATION_NETWORKS))
-    tests = {f"{TEST} #{i}": space.network(arch) for i, arch in enumerate(archs) if arch not in known}
+    if not go_on:
+        path.unlink(missing_ok=True)
+    tests = {f"{TEST} #{i}": network for i, network in enumerate(test_networks(space, count))}
     build_table(profile, path, spaces=[space], whole=tests, progress=RichProgress(quiet=True))
     with LatencyTable.open(path) as table:
         model = LatencyModel(table, calibrate_on=lambda name: not name.startswith(TEST))
         networks = table.networks()
         measured = {net.name: net for net in networks if net.name.startswith(TEST)}
-        predicted = [model.predict(net.network).latency_ms for net in measured.values() if net.network]
-        coverage = split_coverage(LatencyModel(table, calibrate_on=lambda _: False), networks)
+        known = [replace(net.network, space=space.name) for net in measured.values() if net.network]
+        predicted = [model.predict(network) for network in known]
+        if isinstance(space, WidthSpace):
+            coverage = np.array([own_coverage(predicted, list(measured.values()))])
+        else:
+            coverage = split_coverage(LatencyModel(table, calibrate_on=lambda _: False), networks)
         profile_s = table.seconds(lambda name: not name.startswith(TEST))
-        spread = mean_spread(model, [net.network for net in measured.values() if net.network])
+        spread = mean_spread(model, known)
     naive = naive_table(profile, tests)
     times = np.array([net.measured.latency_ms for net in measured.values()])
     sums = np.array([sum(naive[op.key] for op in net.network.ops) for net in measured.values() if net.network])
@@ -184,7 +196,7 @@ def measure(profile: DeviceProfile, space: Space, count: int, out: Path) -> Line
         profile.thread_count,
         profile_s,
         times,
-        np.array(predicted, float),
+        np.array([found.latency_ms for found in predicted], float),
         coverage,
         float(np.abs(sums / times - 1).mean()),
         float(np.median([net.measured.relative_error for net in measured.values()])) / NORMAL_90,
@@ -192,10 +204,25 @@ def measure(profile: DeviceProfile, space: Space, count: int, out: Path) -> Line
     )
 
 
+def test_networks(space: Space | WidthSpace, count: int) -> list[Network]:
+    """Networks from small to large ones, drawn as those to calibrate on are, but with another seed; none of these."""
+    if isinstance(space, WidthSpace):
+        widths = set(atoms.calibration_archs(space, CALIBRATION_NETWORKS))
+        return [space.network(arch) for arch in atoms.calibration_archs(space, count, seed=1) if arch not in widths]
+    known = set(calibration_archs(space, CALIBRATION_NETWORKS))
+    return [space.network(arch) for arch in calibration_archs(space, count, seed=1) if arch not in known]
+
+
+def own_coverage(predicted: Sequence[Prediction], measured: Sequence[MeasuredNetwork]) -> float:
+    """The share of networks whose measurement is in the interval of their prediction."""
+    pairs = zip(predicted, measured, strict=True)
+    return float(np.mean([(p.low_ms or 0) <= net.measured.latency_ms <= (p.high_ms or 0) for p, net in pairs]))
+
+
 def mean_spread(model: LatencyModel, networks: list[Network]) -> float | None:
     """How much kernels differ from one network to the next, relative, weighted by the time they take."""
-    kernels = [model.operators[op.key] for net in networks for op in model.lower(net)]
-    known = [(kernel.latency_ms, kernel.spread) for kernel in kernels if kernel.spread is not None]
+    kernels = [model.operators.get(op.key) for net in networks for op in model.lower(net)]
+    known = [(kernel.latency_ms, kernel.spread) for kernel in kernels if kernel and kernel.spread is not None]
     total = sum(taken for taken, _ in known)
     return sum(taken * spread for taken, spread in known) / total if total else None
 
@@ -215,9 +242,14 @@ def split_coverage(plain: LatencyModel, networks: list[MeasuredNetwork]) -> Vect
         fitted, rest = order[:CALIBRATION_NETWORKS], order[CALIBRATION_NETWORKS:]
         known = ([of[i] for i in fitted] for of in (parts, counts, doubts))
         calibration = calibrate(sums[fitted], times[fitted], noise, *known)
-        centre = np.array([calibration.latency_ms(calibration.corrected_ms(sums[i], parts[i])) for i in rest])
+        corrected = [{key: calibration.factors.get(key, 1.0) * taken for key, taken in parts[i].items()} for i in rest]
+        summed = [calibration.corrected_ms(sums[i], parts[i]) for i in rest]
+        centre = np.array([calibration.latency_ms(total) for total in summed])
         widths = np.array(
-            [calibration.half_width_ms(latency, doubts[i]) for i, latency in zip(rest, centre, strict=True)]
+            [
+                calibration.half_width_ms(latency, doubts[i], total, each, counts[i].total())
+                for i, latency, total, each in zip(rest, centre, summed, corrected, strict=True)
+            ]
         )
         shares.append((np.abs(times[rest] - centre) <= widths).mean())
     return np.array(shares)

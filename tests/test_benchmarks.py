@@ -297,7 +297,7 @@ def test_predictions_are_printed_with_and_without_plots(
     prediction = script("prediction")
     times = np.linspace(1.0, 3.0, 50)
     line = prediction.Line("proxyless", 1, 1, 50.0, times, times * 1.004, np.full(9, 0.9), 0.2, 0.002, 0.02)
-    monkeypatch.setattr(prediction, "measure", lambda *_: line)
+    monkeypatch.setattr(prediction, "measure", lambda *_, **__: line)
     monkeypatch.setattr(sys, "argv", ["prediction.py", "--quick", "--space", "proxyless", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
         prediction.main()

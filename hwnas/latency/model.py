@@ -192,7 +192,9 @@ class LatencyModel:
         law = calibration.foreign_ms if strange else calibration.latency_ms
         latency = law(summed / calibration.slope)
         foreign = FOREIGN_ERROR * strange if calibration.networks else 0.0
-        own = calibration.half_width_ms(latency, self.calibrations.model_error(op.key for op in kernels))
+        each = {found.op.key: found.latency_ms / calibration.slope for found in ops if found.latency_ms}
+        doubt = self.calibrations.model_error(op.key for op in kernels)
+        own = calibration.half_width_ms(latency, doubt, summed / calibration.slope, each, counts.total())
         half = math.hypot(own, NORMAL_90 * foreign, NORMAL_90 * deviation_ms(parts))
         ends = (max(0.0, latency - half), latency + half)
         terms = self.terms.parts(between)

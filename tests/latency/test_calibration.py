@@ -144,7 +144,7 @@ def test_intervals_are_as_wide_as_a_networks_operators_are_uncertain() -> None:
         measured *= 1 + np.hypot(doubts, 0.005) * rng.standard_normal(80)
         found = calibrate(sums[:30], measured[:30], 0.005, model_errors=doubts[:30].tolist())
         for doubt, new, truth in zip(doubts[30:], sums[30:], measured[30:], strict=True):
-            half = found.half_width_ms(found.latency_ms(new), doubt)
+            half = found.half_width_ms(found.latency_ms(new), doubt, new, {}, 0)
             held[doubt].append(abs(found.latency_ms(new) - truth) <= half)
             widths[doubt].append(half / found.latency_ms(new))
     assert all(0.86 <= np.mean(shares) <= 0.95 for shares in held.values())
