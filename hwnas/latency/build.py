@@ -108,6 +108,7 @@ def build_table(
                     networks[f"{space.name} #{index}"] = network
                     if isinstance(space, GateSpace):  # channels in and out go in pairs of which covers have only some
                         covers[f"{space.name} calibration #{index}"] = network
+                        ops += lower(network)
                 continue
             kernels = SpaceKernels.of(space, lower)
             ops += kernels.every()

@@ -71,12 +71,15 @@ def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
             launches.setdefault(key, []).append(1)
         else:
             own.setdefault(time.node.split(".")[0], []).append(time)
+    for index, step in enumerate(steps):  # of nodes that are one the runtime keeps any one's name
+        if step.merged is not None:
+            own.setdefault(_node(step.merged), []).extend(own.pop(_node(index), []))
     assumed: Counter[str] = Counter()
     for index, step in enumerate(steps):
         conversions = [op.key for op in step.kernels if op.kind in CONVERSIONS.values()]
         assumed.update(conversions)
         ops = [op for op in step.kernels if op.kind not in CONVERSIONS.values()]
-        nodes = own.pop(node_prefix(index).rstrip("."), [])
+        nodes = own.pop(_node(index), [])
         for op, part in zip(ops, _parted(nodes, len(ops)), strict=True):
             if part:
                 found.setdefault(op.key, []).append(np.sum([time.samples_ms for time in part], axis=0))
@@ -96,6 +99,10 @@ def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
         summed = {kind: np.sum(samples, axis=0) for kind, samples in terms.items()} | {LAYERS: total}
         counts |= {kind: len(samples) for kind, samples in terms.items()} | {LAYERS: kernels}
     return Timed(means, counts, total, tuple(unexpected), summed)
+
+
+def _node(index: int) -> str:
+    return node_prefix(index).rstrip(".")
 
 
 def _mean(counts: Sequence[int]) -> float:

@@ -3,7 +3,7 @@
 ONNX Runtime's CPU kernels prefer a layout in which channels come in blocks of 8 or 16. Not every operator exists in it:
 where a blocked one meets a plain one, the runtime converts, once for each tensor. A sum of operators that leaves the
 conversions out, or pays them at every operator, misses ShuffleNets by 15%. So a network is lowered first: each operator
-in the layout it runs in, and every conversion an operator of its own (`to_blocked`, `to_plain`).
+that runs (`merged`) in the layout it runs in, and every conversion an operator of its own (`to_blocked`, `to_plain`).
 
 The rules are those of ONNX Runtime's optimiser (its `nchwc_transformer`); a test compares them with the graphs that the
 installed version really makes. Other runtimes convert inside their kernels: their networks stay as they are.
@@ -12,6 +12,7 @@ installed version really makes. Other runtimes convert inside their kernels: the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +23,10 @@ from hwnas.ops import PLAIN, Op, Shape
 ALIGNMENT = 4
 """Channels of a tensor that can be converted to blocks are a multiple of it."""
 
-WHOLE_BLOCKS = ("concat", "max_pool", "avg_pool", "global_avg_pool")
+WINDOWS = ("max_pool", "avg_pool")
+"""Kinds that have whole blocks converted where they arrive plain."""
+
+WHOLE_BLOCKS = ("concat", "global_avg_pool", *WINDOWS)
 """Kinds that run in blocks only where every tensor has whole ones."""
 
 FOLLOWING = ("add", "mul", "act", "affine", *WHOLE_BLOCKS)
@@ -39,10 +43,12 @@ class Step:
     Attributes:
         kernels: in order.
         state: of what it gives.
+        merged: the earlier node that runs for this one too; None for one that runs by itself.
     """
 
     kernels: tuple[Op, ...]
     state: State = ()
+    merged: int | None = None
 
 
 class Lower(ABC):
@@ -66,10 +72,45 @@ def lowering(header: Mapping[str, Any]) -> Lower:
 
 
 class AsWritten(Lower):
-    """The operators as they stand, deployed."""
+    """The operators that run, as they stand, deployed."""
 
     def steps(self, network: Network) -> list[Step]:
-        return [*(Step((op.deployed(),)) for op in network.ops), Step(())]
+        runs, _ = merged(network)
+        return [*(Step((run.op,)) if isinstance(run, Run) else Step((), merged=run[0]) for run in runs), Step(())]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An operator that runs, and what it is fed from, the merged ones' places taken by what runs."""
+
+    op: Op
+    inputs: tuple[Ref, ...]
+
+
+def merged(network: Network) -> tuple[list[Run | Ref], Ref]:
+    """What runs for each node, or where its value is had where a runtime has made one operator of it and of an earlier
+    one; and the output.
+
+    All runtimes compute the same of the same once, and an affine that alone follows a convolution with its weights.
+    """
+    uses = Counter(ref for node in network.nodes for ref in node.inputs) + Counter([network.output])
+    stands: dict[Ref, Ref] = {}  # for what does not run itself
+    seen: dict[tuple[Op, tuple[Ref, ...]], int] = {}
+    runs: list[Run | Ref] = []
+    for index, node in enumerate(network.nodes):
+        op, refs = node.op.deployed(), tuple(stands.get(ref, ref) for ref in node.inputs)
+        twin = index if op.deployed_params else seen.setdefault((op, refs), index)
+        before = runs[refs[0][0]] if op.kind == "affine" and refs[0][0] >= 0 and uses[node.inputs[0]] == 1 else None
+        if twin != index:
+            stands |= {(index, port): (twin, port) for port in range(len(op.outputs))}
+            runs.append((twin, 0))
+        elif isinstance(before, Run) and before.op.kind == "conv" and not (before.op.act or before.op.residual):
+            stands[index, 0] = refs[0]
+            runs[refs[0][0]] = replace(before, op=replace(before.op, bias=True, act=op.act))
+            runs.append(refs[0])
+        else:
+            runs.append(Run(op, refs))
+    return runs, stands.get(network.output, network.output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +142,7 @@ def placement(op: Op, block: int, arriving: Sequence[bool] | None = None) -> Pla
         return plain if first is None else Placement((first,) + (True,) * (len(op.inputs) - 1), True)
     if len(op.output) != 3:
         return plain
-    blocked = op.kind in FOLLOWING and all(arriving)
+    blocked = op.kind in WINDOWS or (op.kind in FOLLOWING and all(arriving))
     if op.kind == "mul":
         blocked = blocked and op.inputs[0] == op.inputs[1]
     elif op.kind in WHOLE_BLOCKS:
@@ -180,19 +221,22 @@ class Blocked(Lower):
         state = _Lowering(self.block)
         shapes: dict[Ref, Shape] = {INPUT: network.input_shape}
         steps = []
-        for index, node in enumerate(network.nodes):
-            op = node.op.deployed()
-            if all(ref in shapes for ref in node.inputs):
-                given = state.add(op, node.inputs, [shapes[ref] for ref in node.inputs])
+        runs, output = merged(network)
+        for index, run in enumerate(runs):
+            if not isinstance(run, Run):
+                steps.append(Step((), (state.blocked[run],), run[0]))
+                continue
+            if all(ref in shapes for ref in run.inputs):
+                given = state.add(run.op, run.inputs, [shapes[ref] for ref in run.inputs])
             else:  # fed by what nobody knows: there is no latency anyhow
-                state.kernels.append(op)
+                state.kernels.append(run.op)
                 given = False
-            for port, shape in enumerate(op.outputs):
+            for port, shape in enumerate(run.op.outputs):
                 shapes[index, port] = shape
                 state.blocked[index, port] = given
             steps.append(Step(state.taken(), (given,)))
-        if network.output in shapes:
-            state.fetch(network.output, shapes[network.output], False)
+        if output in shapes:
+            state.fetch(output, shapes[output], False)
         return [*steps, Step(state.taken())]
 
 

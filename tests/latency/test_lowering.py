@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from hwnas.latency.atoms import calibration_archs
 from hwnas.latency.kernels import assign
 from hwnas.latency.lowering import PLAIN, Blocked, placement
 from hwnas.measure.onnx_models import network_to_onnx
@@ -16,11 +17,13 @@ from hwnas.measure.runtimes.onnx_runtime import OnnxRuntime
 from hwnas.models import load_model
 from hwnas.network import Network
 from hwnas.ops import Op
-from hwnas.spaces import ATOM_SPACES, SPACES, AtomSpace, find_space
+from hwnas.spaces import ATOM_SPACES, GATE_SPACES, SPACES, AtomSpace, find_space
+from hwnas.spaces.gated import GateSpace
 
 NETS = ["mobilenet_v2", "mobilenet_v3_large", "shufflenet_v2_x0_5", "mnasnet0_5", "efficientnet_b0", "resnet18",
         "densenet121", "squeezenet1_1", "googlenet", "regnet_y_400mf", "mobilenet_v3_small", "shufflenet_v2_x1_0",
         *(f"{name} {seed}" for name in (*SPACES, *ATOM_SPACES) if "quant" not in name for seed in range(2)),
+        *(f"{name} {seed}" for name in GATE_SPACES if name.endswith("-tiny") for seed in range(3)),
         "zoo:atomnas-a+"]  # fmt: skip
 CONVERSIONS = {"to_blocked": "ReorderInput", "to_plain": "ReorderOutput"}
 POOLS = {"max_pool": "MaxPool", "avg_pool": "AveragePool", "global_avg_pool": "GlobalAveragePool"}
@@ -49,6 +52,8 @@ def network(name: str) -> Network:
         return load_model(name if ":" in name else f"torchvision:{name}").network
     space, seed = name.split()
     found, rng = find_space(space), np.random.default_rng(int(seed))
+    if isinstance(found, GateSpace):
+        return found.network(calibration_archs(found, 30, seed=1)[11 + 9 * int(seed)])
     if isinstance(found, AtomSpace):
         arch = found.sample(rng)
         return found.network(found.aligned(arch) if seed == "1" else arch)
