@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hwnas.latency.calibration import (
     LEAST_FACTOR,
     LEAST_MODEL_ERROR,
+    MODEL_ERROR,
     UNCALIBRATED_ERROR,
     Calibration,
     calibrate,
@@ -85,6 +86,42 @@ def test_leaving_one_out_leaves_what_it_says_of_operators_out_too() -> None:
         others = [i for i in range(12) if i != index]
         without = calibrate([sums[i] for i in others], measured[others], 0.005, [nets[i] for i in others])
         assert found.left_out_ms[index] == pytest.approx(predicted(without, [nets[index]])[0])
+
+
+def test_a_network_is_expected_to_be_off_by_what_a_fit_without_it_says() -> None:
+    """The closed form of leaving one out, and the variance that new networks get, are one."""
+    nets, measured = mixed(np.random.default_rng(0), 30)
+    counts = [dict.fromkeys(net, 1) for net in nets]
+    sums = [sum(net.values()) for net in nets]
+    found = calibrate(sums, measured, 0.005, nets, counts)
+    own = MODEL_ERROR**2 + 0.005**2
+    for index in (0, 7, 15, 29):
+        others = [i for i in range(30) if i != index]
+        without = calibrate(*([of[i] for i in others] for of in (sums, measured)), 0.005,
+                            *([of[i] for i in others] for of in (nets, counts)))  # fmt: skip
+        assert without.kriging is not None
+        assert nets[index].keys() <= without.factors.keys()
+        variance = own + without.kriging.variance(sums[index], float(measured[index]), nets[index], 30)
+        assert found.expected[index] == pytest.approx(variance**0.5)
+        # and the width of its interval is in proportion
+        corrected = {name: without.factors[name] * ms for name, ms in nets[index].items()}
+        half = without.half_width_ms(float(measured[index]), MODEL_ERROR, sum(corrected.values()), corrected, 30)
+        assert half / measured[index] == pytest.approx(
+            without.half_width / without.relative_error * without.scale * variance**0.5
+        )
+
+
+def test_networks_unlike_those_that_were_measured_are_less_certain() -> None:
+    nets, measured = mixed(np.random.default_rng(0), 30)
+    found = calibrate([sum(net.values()) for net in nets], measured, 0.005, nets)
+    names = sorted({name for net in nets for name in net})
+    widths = []
+    for many in (15, 60, 600):
+        net = {name: found.factors[name] for name in names[:10]}
+        net = {name: ms * many / 150 for name, ms in net.items()}
+        latency = found.latency_ms(sum(net.values()))
+        widths.append(found.half_width_ms(latency, 0.005, sum(net.values()), net, many) / latency)
+    assert min(widths) > found.half_width
 
 
 def test_networks_correct_their_operators() -> None:
