@@ -12,18 +12,15 @@ kriging tells how much wider that of one network has to be than another's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hwnas.latency.kriging import FEW, OPERATOR_ERROR, RUN_ERROR_MS, Kriging, Vector, fit
 from hwnas.measure.statistics import CONFIDENCE
 
 UNCALIBRATED_ERROR = 0.25
 """Relative standard error of a prediction without calibration networks: published raw sums miss by so much."""
-
-FEW = 4
-"""Fewer calibration networks give a factor only, and an interval that is assumed rather than estimated."""
 
 FEASIBLE_CONFIDENCE = 0.99
 """One-sided confidence of the upper end that a search decides on. A search chooses among hundreds of networks, and
@@ -56,62 +53,12 @@ much as those of `proxyless`."""
 UNKNOWN_SPREAD = 0.03
 """Of operators that were not timed in several networks."""
 
-OPERATOR_ERROR = 0.07
-"""Relative standard error of an operator's latency from one network to the next: with 0.05 to 0.1, calibration on 30
-networks predicted 200 others of `proxyless` and `fbnet` best."""
-
-RUN_ERROR_MS = 5e-4
-"""Standard error of what each run of a kernel is timed too long or too short, whatever it takes: timing one that does
-nothing shows less than timing one that works. As much as OPERATOR_ERROR allows of a mean kernel, tens of microseconds,
-would be what sizes of networks make in truth, and networks of other kernels would be predicted up to 6% off."""
-
 LEAST_FACTOR = 0.5
 """What networks say of an operator may not take more of it away: prices stay positive."""
 
 FOREIGN_ERROR = 0.025
 """Relative standard error more of networks none of whose operators are in a calibration network: what a table that is
 calibrated on `proxyless` misses torchvision's networks by (`benchmarks/torchvision_nets.py`)."""
-
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Kriging:
-    """What the fit says of how sure it is of a network, by how much that is like those that it was fitted on.
-
-    Attributes:
-        columns: of `shares`, by operator; the last column is that of the number of runs.
-        shares: of each network, what its operators take of its latency, [networks, columns].
-        inverse: of the networks' covariance, [networks, networks].
-        weighted: the same times the drift, [networks, coefficients].
-        normal: covariance of the drift's coefficients.
-    """
-
-    columns: Mapping[str, int]
-    shares: Matrix
-    inverse: Matrix
-    weighted: Matrix
-    normal: Matrix
-
-    def variance(self, sum_ms: float, latency_ms: float, parts_ms: Mapping[str, float], runs: int) -> float:
-        """Relative variance of a prediction beside that of the network itself.
-
-        Args:
-            sum_ms: of all operators, as they were measured.
-            latency_ms: the prediction.
-            parts_ms: of the sum, by operator, as they were measured; those without a column say nothing.
-            runs: of operators in the network.
-        """
-        share = np.zeros(self.shares.shape[1])
-        known = {self.columns[key]: taken for key, taken in parts_ms.items() if key in self.columns}
-        share[list(known)] = [taken / latency_ms for taken in known.values()]
-        if self.shares.shape[1] > len(self.columns):
-            share[-1] = RUN_ERROR_MS / OPERATOR_ERROR * runs / latency_ms
-        common = OPERATOR_ERROR**2 * self.shares @ share
-        drift = np.array([sum_ms / latency_ms, 1 / latency_ms])[: len(self.normal)] - self.weighted.T @ common
-        own = OPERATOR_ERROR**2 * share @ share - common @ self.inverse @ common
-        return max(0.0, float(own + drift @ self.normal @ drift))
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +149,7 @@ class Calibration:
             parts_ms: of that sum, by operator.
             runs: of operators in the network.
         """
-        if self.kriging is None:
+        if self.kriging is None or latency_ms <= 0:
             return self.half_width * latency_ms
         raw = {key: taken / self.factors.get(key, 1.0) for key, taken in parts_ms.items()}
         raw_sum_ms = sum_ms + sum(raw[key] - taken for key, taken in parts_ms.items())
@@ -271,8 +218,8 @@ def calibrate(
     number = RUN_ERROR_MS / OPERATOR_ERROR * (runs.sum(axis=1, keepdims=True) if runs.size else runs)
     own = np.hypot(np.asarray(model_errors or [MODEL_ERROR] * len(x), float), noise or 0.0)
     columns = {key: place for place, key in enumerate(keys)}
-    fit = _fit(x, y, np.concatenate([parts, number], axis=1), own, columns)
-    slope, offset, shifts, errors, expected = fit.slope, fit.offset_ms, fit.shifts, fit.errors, fit.expected
+    found = fit(x, y, np.concatenate([parts, number], axis=1), own, columns)
+    slope, offset, shifts, errors, expected = found.slope, found.offset_ms, found.shifts, found.errors, found.expected
     changes = shifts[: len(keys)] / slope
     usual = 1 + float((parts @ changes).sum() / parts.sum()) if keys else 1.0
     per_run_ms = float(shifts[-1]) * RUN_ERROR_MS / OPERATOR_ERROR / slope if runs.size else 0.0
@@ -289,7 +236,7 @@ def calibrate(
     return Calibration(
         slope, offset, error, len(x), noise, *shape, tuple(y), tuple(left_out), tuple(expected.tolist()),
         (float(corrected.min()), float(corrected.max())), factors, usual, per_run_ms, scale,
-        fit.kriging if len(x) >= FEW else None,
+        found.kriging if len(x) >= FEW else None,
     )  # fmt: skip
 
 
@@ -313,71 +260,6 @@ def _scale(squares: float, count: int, noise: float | None) -> float:
     where the noise is known."""
     belief = 0 if noise is None else BELIEF
     return float(np.sqrt((squares + belief) / (count + belief)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Fit:
-    """What a fit found: the law, what each column's share of a latency is off by, each network's relative error left
-    out and the standard error that was to be expected of that."""
-
-    slope: float
-    offset_ms: float
-    shifts: Vector
-    errors: Vector
-    expected: Vector
-    kriging: Kriging
-
-
-def _fit(x: Vector, y: Vector, parts: Matrix, own: Vector, columns: Mapping[str, int]) -> _Fit:
-    """Fits the law, with an offset where it can be told.
-
-    A negative offset is as true as a positive one: large networks leave the cache and grow faster than their sums. But
-    the least network that was measured keeps at least half of its latency.
-
-    Args:
-        x, y: sums and latencies.
-        parts: of the sums, [networks, columns].
-        own: relative standard error of each network.
-        columns: of the operators.
-    """
-    shares = parts / y[:, None]
-    inverse = np.linalg.inv(OPERATOR_ERROR**2 * shares @ shares.T + np.diag(own**2)).astype(np.float64)
-    if len(x) >= FEW and np.ptp(x) > 0.05 * x.mean():
-        found = _krige(np.stack([x / y, 1 / y], axis=1), inverse, shares, columns)
-        slope, offset = found.slope, found.offset_ms
-        if slope > 0 and slope * x.min() + offset > 0.5 * slope * x.min():
-            return found
-    found = _krige((x / y)[:, None], inverse, shares, columns)
-    if len(x) == 1:  # left out it is predicted by a sum that is not calibrated
-        return replace(found, errors=1 - x / y, expected=own)
-    return found
-
-
-def _krige(drift: Matrix, inverse: Matrix, shares: Matrix, columns: Mapping[str, int]) -> _Fit:
-    """Universal kriging of the value 1 (every network, relative to what was measured).
-
-    How far each network is off when it is left out is had in closed form (Dubrule 1983).
-
-    Args:
-        drift: [networks, coefficients].
-        inverse: of the covariance, [networks, networks].
-        shares: of the columns, [networks, columns].
-        columns: of the operators.
-    """
-    weighted = inverse @ drift
-    normal = np.linalg.inv(drift.T @ weighted).astype(np.float64)
-    precision = inverse - weighted @ normal @ weighted.T
-    residual = precision.sum(axis=1)
-    alone = np.maximum(np.diag(precision), 1e-12 * np.diag(inverse))
-    slope, *offset = normal @ weighted.sum(axis=0)
-    return _Fit(
-        float(slope),
-        float(offset[0]) if offset else 0.0,
-        OPERATOR_ERROR**2 * shares.T @ residual,
-        residual / alone,
-        1 / np.sqrt(alone),
-        Kriging(columns, shares, inverse, weighted, normal),
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,7 @@ def test_networks_unlike_those_that_were_measured_are_less_certain() -> None:
         latency = found.latency_ms(sum(net.values()))
         widths.append(found.half_width_ms(latency, 0.005, sum(net.values()), net, many) / latency)
     assert min(widths) > found.half_width
+    assert found.half_width_ms(0.0, 0.005, 0.0, {}, 0) == 0  # of no operators, where the offset is negative
 
 
 def test_networks_correct_their_operators() -> None:
