@@ -120,7 +120,12 @@ def test_a_prediction_is_the_calibrated_sum_of_its_operators(model: LatencyModel
 
 def test_twice_the_operators_cost_twice_as_much(model: LatencyModel) -> None:
     network = TINY.network(TINY.sample(np.random.default_rng(1)))
-    twice = replace(network, nodes=network.nodes * 2)
+    count = len(network.nodes)
+    beside = [
+        replace(node, inputs=tuple((at + count if at >= 0 else at, port) for at, port in node.inputs))
+        for node in network.nodes
+    ]
+    twice = replace(network, nodes=(*network.nodes, *beside))
     offset = model.calibration(network).offset_ms
     one, two = model.predict(network).latency_ms, model.predict(twice).latency_ms
     assert one is not None
