@@ -24,8 +24,8 @@ UNCALIBRATED_ERROR = 0.25
 
 FEASIBLE_CONFIDENCE = 0.99
 """One-sided confidence of the upper end that a search decides on. A search chooses among hundreds of networks, and
-under a budget it favours those that are predicted too fast: at 99.9%, of two hundred found nets none used more than
-98.0% of its budget, and half less than 94.8%."""
+under a budget it favours those that are predicted too fast (`CHOSEN_ERROR`). At 99.5% none of a hundred found nets was
+over its budget, the most that one used was 98.8%, and half used less than 95.7% (`benchmarks/budget_audit.py`)."""
 
 CHOSEN_ERROR = 0.005
 """Relative standard error more of networks that a search chose: it finds those that are predicted too fast, and they
@@ -45,10 +45,9 @@ LEAST_MODEL_ERROR = 0.004
 """The same where all operators take the same in all networks: some of it is in no operator."""
 
 SPREAD_PART = 0.72
-"""Share of the operators' spread that is left in a calibrated prediction. This and the last two are from eight tables
-with 60 or 200 networks each, of three spaces, batch 1, 8 and 32, one thread and two: with them 90% intervals held in
-88 to 93% of all cases of each, in `fbnet` too, whose operators differ from one network to the next more than twice as
-much as those of `proxyless`."""
+"""Share of the operators' spread that is left in a calibrated prediction. This, `BELIEF` and `LEAST_MODEL_ERROR` were
+chosen on nine tables with 60 or 200 networks each, of three spaces, batch 1, 8 and 32, one thread and two: the mean
+coverage of 90% intervals was 88 to 93% in each of them."""
 
 UNKNOWN_SPREAD = 0.03
 """Of operators that were not timed in several networks."""
@@ -77,7 +76,7 @@ class Calibration:
         expected: relative standard error that was to be expected of each network's prediction, by the others: noise,
             model error, and what `kriging` says.
         scale: by how much errors are larger than that.
-        kriging: of the fit; None without any.
+        kriging: of the fit; None where so few networks only give a factor.
         range_ms: the least and the largest of their sums, corrected; () without any.
         factors: what the latency of an operator is to be multiplied by before it is added up, by its key; operators of
             no calibration network have none.
@@ -147,7 +146,7 @@ class Calibration:
             model_error: what `model_error` says of the network.
             sum_ms: of its operators, corrected by `factors`.
             parts_ms: of that sum, by operator.
-            runs: of operators in the network.
+            runs: of the operators that this calibration corrects, or would.
         """
         if self.kriging is None or latency_ms <= 0:
             return self.half_width * latency_ms

@@ -196,8 +196,13 @@ class Calibrations(Sums):
         """Whether an operator is in a calibration network."""
         return key in self._on
 
+    def open_runs(self, counts: Mapping[str, int], calibration: Calibration) -> int:
+        """How often operators run, of `counts` by key, those left out that another calibration corrected."""
+        return sum(n for key, n in counts.items() if key in calibration.factors or key not in self._corrected)
+
     def quality(self) -> Quality:
-        """Out-of-sample quality over the networks of every space and input shape that has enough, else over all."""
+        """Out-of-sample quality over the networks of every space that has enough, of input shapes without such a space,
+        and where there are none, over all."""
         spaces = {shape for _, shape in self.spaces}
         others = [calibration for shape, calibration in self.shapes.items() if shape not in spaces]
         return quality([*self.spaces.values(), *others] or [self.pooled])

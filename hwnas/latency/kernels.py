@@ -72,10 +72,12 @@ def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
         else:
             own.setdefault(time.node.split(".")[0], []).append(time)
     for index, step in enumerate(steps):  # of nodes that are one the runtime keeps any one's name
-        if step.merged is not None:
+        if step.merged is not None and not (_run(own.get(_node(index))) and _run(own.get(_node(step.merged)))):
             own.setdefault(_node(step.merged), []).extend(own.pop(_node(index), []))
     assumed: Counter[str] = Counter()
     for index, step in enumerate(steps):
+        if step.merged is not None:
+            continue
         conversions = [op.key for op in step.kernels if op.kind in CONVERSIONS.values()]
         assumed.update(conversions)
         ops = [op for op in step.kernels if op.kind not in CONVERSIONS.values()]
@@ -86,7 +88,7 @@ def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
                 launches.setdefault(op.key, []).append(sum(time.kind != ABSORBED for time in part))
             else:
                 unexpected.append(f"{op.key}: not run")
-    unexpected += [f"{nodes[0].node} ({nodes[0].kind}): not assumed" for nodes in own.values()]
+    unexpected += [f"{nodes[0].node} ({nodes[0].kind}): not assumed" for nodes in own.values() if nodes]
     for key in converted | assumed:
         if converted[key] != assumed[key]:
             unexpected.append(f"{key}: {converted[key]} run, {assumed[key]} assumed")
@@ -99,6 +101,11 @@ def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
         summed = {kind: np.sum(samples, axis=0) for kind, samples in terms.items()} | {LAYERS: total}
         counts |= {kind: len(samples) for kind, samples in terms.items()} | {LAYERS: kernels}
     return Timed(means, counts, total, tuple(unexpected), summed)
+
+
+def _run(nodes: Sequence[KernelTime] | None) -> bool:
+    """Whether any of these is a kernel of its own."""
+    return any(time.kind != ABSORBED for time in nodes or ())
 
 
 def _node(index: int) -> str:

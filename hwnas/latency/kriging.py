@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 FEW = 4
 """Fewer calibration networks give a factor only, and an interval that is assumed rather than estimated."""
 
+UNDETERMINED = 0.25
+"""Where a network's relative error, left out, is expected to be larger, it alone tells the offset: none is fitted."""
+
 OPERATOR_ERROR = 0.07
 """Relative standard error of an operator's latency from one network to the next: with 0.05 to 0.1, calibration on 30
 networks predicted 200 others of `proxyless` and `fbnet` best."""
@@ -33,7 +36,7 @@ class Kriging:
     """What the fit says of how sure it is of a network, by how much that is like those that it was fitted on.
 
     Attributes:
-        columns: of `shares`, by operator; the last column is that of the number of runs.
+        columns: of `shares`, by operator; where runs are counted the last column is that of their number.
         shares: of each network, what its operators take of its latency, [networks, columns].
         inverse: of the networks' covariance, [networks, networks].
         weighted: the same times the drift, [networks, coefficients].
@@ -53,7 +56,7 @@ class Kriging:
             sum_ms: of all operators, as they were measured.
             latency_ms: the prediction.
             parts_ms: of the sum, by operator, as they were measured; those without a column say nothing.
-            runs: of operators in the network.
+            runs: of the operators that this fit corrects.
         """
         share = np.zeros(self.shares.shape[1])
         known = {self.columns[key]: taken for key, taken in parts_ms.items() if key in self.columns}
@@ -103,7 +106,8 @@ def fit(x: Vector, y: Vector, parts: Matrix, own: Vector, columns: Mapping[str, 
     if len(x) >= FEW and np.ptp(x) > 0.05 * x.mean():
         found = _krige(np.stack([x / y, 1 / y], axis=1), inverse, shares, columns)
         slope, offset = found.slope, found.offset_ms
-        if slope > 0 and slope * x.min() + offset > 0.5 * slope * x.min():
+        small = slope * float(x.min())
+        if slope > 0 and small + offset > 0.5 * small and found.expected.max() < UNDETERMINED:
             return found
     found = _krige((x / y)[:, None], inverse, shares, columns)
     if len(x) == 1:  # left out it is predicted by a sum that is not calibrated
@@ -126,7 +130,7 @@ def _krige(drift: Matrix, inverse: Matrix, shares: Matrix, columns: Mapping[str,
     normal = np.linalg.inv(drift.T @ weighted).astype(np.float64)
     precision = inverse - weighted @ normal @ weighted.T
     residual = precision.sum(axis=1)
-    alone = np.maximum(np.diag(precision), 1e-12 * np.diag(inverse))
+    alone = np.maximum(np.diag(precision), 1e-12 * np.abs(np.diag(inverse)))
     slope, *offset = normal @ weighted.sum(axis=0)
     return Fit(
         float(slope),

@@ -6,7 +6,7 @@ conversions out, or pays them at every operator, misses ShuffleNets by 15%. So a
 that runs (`merged`) in the layout it runs in, and every conversion an operator of its own (`to_blocked`, `to_plain`).
 
 The rules are those of ONNX Runtime's optimiser (its `nchwc_transformer`); a test compares them with the graphs that the
-installed version really makes. Other runtimes convert inside their kernels: their networks stay as they are.
+installed version really makes. Other runtimes convert inside their kernels: theirs are only merged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ WHOLE_BLOCKS = ("concat", "global_avg_pool", *WINDOWS)
 """Kinds that run in blocks only where every tensor has whole ones."""
 
 FOLLOWING = ("add", "mul", "act", "affine", *WHOLE_BLOCKS)
-"""Kinds that run in the layout of what arrives: lowered, they say which it is."""
+"""Kinds that run in the layout of what arrives, but for `WINDOWS`: lowered, they say which it is."""
+
+TAKEN_IN = ("relu", "relu6")
+"""Activations that a convolution computes with."""
 
 State = tuple[bool, ...]
 """What a later operator sees of the one before it: its layout, for runtimes that have several."""
@@ -91,26 +94,44 @@ def merged(network: Network) -> tuple[list[Run | Ref], Ref]:
     """What runs for each node, or where its value is had where a runtime has made one operator of it and of an earlier
     one; and the output.
 
-    All runtimes compute the same of the same once, and an affine that alone follows a convolution with its weights.
+    ONNX Runtime computes the same of the same once; then a convolution takes in the affine, and the ReLU, that alone
+    follow it. Others are taken to do so too.
     """
-    uses = Counter(ref for node in network.nodes for ref in node.inputs) + Counter([network.output])
     stands: dict[Ref, Ref] = {}  # for what does not run itself
     seen: dict[tuple[Op, tuple[Ref, ...]], int] = {}
     runs: list[Run | Ref] = []
     for index, node in enumerate(network.nodes):
         op, refs = node.op.deployed(), tuple(stands.get(ref, ref) for ref in node.inputs)
         twin = index if op.deployed_params else seen.setdefault((op, refs), index)
-        before = runs[refs[0][0]] if op.kind == "affine" and refs[0][0] >= 0 and uses[node.inputs[0]] == 1 else None
-        if twin != index:
+        if twin == index:
+            runs.append(Run(op, refs))
+        else:
             stands |= {(index, port): (twin, port) for port in range(len(op.outputs))}
             runs.append((twin, 0))
-        elif isinstance(before, Run) and before.op.kind == "conv" and not (before.op.act or before.op.residual):
+    uses = Counter(ref for run in runs if isinstance(run, Run) for ref in run.inputs) + Counter(
+        [stands.get(network.output, network.output)]
+    )
+    for index, run in enumerate(runs):
+        if not isinstance(run, Run):
+            runs[index] = stands.get(run, run)
+            continue
+        refs = tuple(stands.get(ref, ref) for ref in run.inputs)
+        before = runs[refs[0][0]] if refs[0][0] >= 0 and uses[run.inputs[0]] == 1 else None
+        if isinstance(before, Run) and _takes_in(before.op, run.op):
             stands[index, 0] = refs[0]
-            runs[refs[0][0]] = replace(before, op=replace(before.op, bias=True, act=op.act))
-            runs.append(refs[0])
+            bias = before.op.bias or run.op.kind == "affine"
+            runs[refs[0][0]] = replace(before, op=replace(before.op, bias=bias, act=run.op.act))
+            runs[index] = refs[0]
         else:
-            runs.append(Run(op, refs))
+            runs[index] = Run(run.op, refs)
     return runs, stands.get(network.output, network.output)
+
+
+def _takes_in(op: Op, after: Op) -> bool:
+    """Whether `op` computes the operator behind it too."""
+    if op.kind != "conv" or op.act or op.residual or after.inputs[0] != op.output:
+        return False
+    return after.kind == "affine" or (after.kind == "act" and after.act in TAKEN_IN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +164,7 @@ def placement(op: Op, block: int, arriving: Sequence[bool] | None = None) -> Pla
     if len(op.output) != 3:
         return plain
     blocked = op.kind in WINDOWS or (op.kind in FOLLOWING and all(arriving))
+    blocked = blocked and op.layout != PLAIN
     if op.kind == "mul":
         blocked = blocked and op.inputs[0] == op.inputs[1]
     elif op.kind in WHOLE_BLOCKS:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
+import numpy as np
+
 from hwnas.costs import Cost
 from hwnas.errors import HwnasError
 from hwnas.latency import trust
@@ -118,7 +120,10 @@ class LatencyModel:
             key: frozenset((space_of(name), shapes[name]) for name in names) for key, names in table.inside().items()
         }
         self.terms: Terms = fit_terms([(len(self.lower(net)), taken) for net, taken in table.terms()])
-        self.calibrations = Calibrations(table.operators(), self.terms, networks, timed_in)
+        try:
+            self.calibrations = Calibrations(table.operators(), self.terms, networks, timed_in)
+        except np.linalg.LinAlgError:  # of latencies that no device has
+            raise HwnasError(trust.damaged(self.path)) from None
         self.operators: Mapping[str, Estimate] = self.calibrations.operators
         self.knowledge = Knowledge(
             self.operators,
@@ -194,7 +199,8 @@ class LatencyModel:
         foreign = FOREIGN_ERROR * strange if calibration.networks else 0.0
         each = {found.op.key: found.latency_ms / calibration.slope for found in ops if found.latency_ms}
         doubt = self.calibrations.model_error(op.key for op in kernels)
-        own = calibration.half_width_ms(latency, doubt, summed / calibration.slope, each, counts.total())
+        runs = self.calibrations.open_runs(Counter(op.key for op in kernels), calibration)
+        own = calibration.half_width_ms(latency, doubt, summed / calibration.slope, each, runs)
         half = math.hypot(own, NORMAL_90 * foreign, NORMAL_90 * deviation_ms(parts))
         ends = (max(0.0, latency - half), latency + half)
         terms = self.terms.parts(between)

@@ -224,6 +224,8 @@ class LatencyTable:
                    WHERE operators.role = 'operator' AND covers.role = 'cover'"""
         found: dict[str, set[str]] = {}
         for key, name in self._select(query):
+            if not isinstance(name, str):
+                raise HwnasError(trust.damaged(self.path))
             found.setdefault(key, set()).add(name)
         return found
 
@@ -327,7 +329,8 @@ class LatencyTable:
                 data = trust.document(self.path, content)
                 data = data if isinstance(data, dict) else {}
                 shape, keys = data.get("input_shape", ()), data.get("ops", ())
-                if not (shape and keys and trust.list_of(int, shape) and trust.list_of(str, keys)):
+                whole = isinstance(name, str) and shape and keys
+                if not (whole and trust.list_of(int, shape) and trust.list_of(str, keys)):
                     raise HwnasError(trust.damaged(self.path))
                 network = trust.network(self.path, data) if "inputs" in data else None
                 found.append(MeasuredNetwork(name, tuple(shape), tuple(keys), measured[name], network))

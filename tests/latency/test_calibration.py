@@ -111,6 +111,16 @@ def test_a_network_is_expected_to_be_off_by_what_a_fit_without_it_says() -> None
         )
 
 
+@pytest.mark.parametrize("sums", [[1, 1, 1, 2], [1, 1.01, 1.02, 2], [1.0] * 9 + [2]])
+def test_an_offset_that_one_network_alone_tells_is_not_fitted(sums: list[float]) -> None:
+    measured = 1.1 * np.array(sums) + 0.1
+    found = calibrate(sums, measured, 0.005)
+    assert found.offset_ms == 0
+    assert found.half_width < 0.2
+    factor, more = found.upper
+    assert factor + more < 1.3
+
+
 def test_networks_unlike_those_that_were_measured_are_less_certain() -> None:
     nets, measured = mixed(np.random.default_rng(0), 30)
     found = calibrate([sum(net.values()) for net in nets], measured, 0.005, nets)

@@ -285,6 +285,10 @@ CHANGES = st.one_of(
     ),
     st.builds(lambda n: ("UPDATE OR IGNORE visits SET place = ? WHERE id % 3", (n,)), REPEATS | st.just(5)),
     st.builds(lambda data: ("UPDATE entries SET content = ? WHERE role = 'cover'", (json.dumps(data),)), NETWORKS),
+    st.builds(
+        lambda name: ("UPDATE entries SET name = ? WHERE role IN ('network', 'cover') AND id % 2", (name,)),
+        st.binary() | st.text(),
+    ),
     st.just(("DELETE FROM visits WHERE id % 2", ())),
     st.just(("DELETE FROM sessions", ())),
     st.builds(lambda role: ("UPDATE OR IGNORE entries SET role = ? WHERE id % 2", (role,)), st.text(max_size=9)),

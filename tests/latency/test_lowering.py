@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -15,7 +16,7 @@ from hwnas.latency.lowering import PLAIN, Blocked, placement
 from hwnas.measure.onnx_models import network_to_onnx
 from hwnas.measure.runtimes.onnx_runtime import OnnxRuntime
 from hwnas.models import load_model
-from hwnas.network import Network
+from hwnas.network import Network, NetworkBuilder
 from hwnas.ops import Op
 from hwnas.spaces import ATOM_SPACES, GATE_SPACES, SPACES, AtomSpace, find_space
 from hwnas.spaces.gated import GateSpace
@@ -89,6 +90,60 @@ def assumed(net: Network) -> Found:
         elif op.kind in CONVERSIONS:
             found[CONVERSIONS[op.kind],] += 1
     return found
+
+
+def built(*nodes: tuple[str, tuple[int, ...]]) -> Network:
+    """A network of operators by key, each with the nodes that it is fed from; -1 is the input."""
+    ops = [Op.parse(key) for key, _ in nodes]
+    builder = NetworkBuilder(ops[0].inputs[0])
+    for op, (_, fed) in zip(ops, nodes, strict=True):
+        builder.add(op, [(at, 0) for at in fed])
+    return builder.build()
+
+
+CONV = "conv 16x14x14>16x14x14 bias"
+RELU = "act 16x14x14>16x14x14 relu"
+BOTH = "concat 16x14x14,16x14x14>32x14x14"
+BRANCHES = {
+    "one ReLU of two": built((CONV, (-1,)), (RELU, (0,)), (CONV, (1,)), (RELU, (0,)), (CONV, (3,)), (BOTH, (2, 4))),
+    "a convolution whose ReLU is not all that reads it": built(
+        (CONV, (-1,)), (RELU, (0,)), (CONV, (1,)), (BOTH, (0, 2))
+    ),
+    "an affine of a convolution": built(
+        (CONV, (-1,)), ("affine 16x14x14>16x14x14 relu", (0,)), (CONV, (1,)), ("global_avg_pool 16x14x14>16x1x1", (2,))
+    ),
+    "an affine of a flattened one": built(
+        ("conv 16x4x4>16x4x4 bias", (-1,)), ("affine 256>256", (0,)), ("linear 256>4 bias", (1,))
+    ),
+    "poolings that arrive plain": built(
+        (RELU, (-1,)), ("max_pool 16x14x14>16x14x14 k3 p1", (0,)), ("avg_pool 16x14x14>16x14x14 k3 p1", (0,)),
+        (BOTH, (1, 2)),
+    ),
+    "a pooling of all that arrives plain": built((RELU, (-1,)), ("global_avg_pool 16x14x14>16x1x1", (0,))),
+    "one pooling of two, with itself": built(
+        (CONV, (-1,)), ("max_pool 16x14x14>16x14x14 k3 p1", (0,)), ("max_pool 16x14x14>16x14x14 k3 p1", (0,)),
+        (BOTH, (1, 2)), ("global_avg_pool 32x14x14>32x1x1", (3,)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_what_a_runtime_makes_one_of_is_one(name: str) -> None:
+    net = BRANCHES[name]
+    assert real(net) == assumed(net)
+    timed = assign(Blocked(block()).steps(net), runtime().load_kernels(network_to_onnx(net)).time_kernels(1))
+    assert timed.unexpected == ()
+    assert set(timed.samples_ms) == {op.key for op in Blocked(block())(net)}
+
+
+def test_nodes_that_were_taken_for_one_and_both_ran_are_named() -> None:
+    net = BRANCHES["one ReLU of two"]
+    times = runtime().load_kernels(network_to_onnx(net)).time_kernels(1)
+    twin = next(time for time in times if time.kind == "Conv")
+    late = replace(twin, node="n3.Relu_9", kind="Relu")
+    early = replace(twin, node="n1.Relu_8", kind="Relu")
+    found = assign(Blocked(block()).steps(net), [*times, early, late]).unexpected
+    assert any("not assumed" in line for line in found)
 
 
 @pytest.mark.parametrize("name", NETS)

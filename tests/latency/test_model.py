@@ -264,6 +264,21 @@ def test_spaces_whose_images_have_one_size_are_calibrated_each_by_itself(make_mo
     assert few.calibration(TINY).networks == 20
 
 
+def test_a_space_whose_kernels_another_one_corrected_is_as_certain_as_it(make_model: MakeModel) -> None:
+    """What runs often in both spaces is corrected once: the second calibration counts its own operators only."""
+    networks = calibration_nets(TINY, 40)
+    other = [replace(network, space="other") for network in calibration_nets(TINY, 41)[1:31]]
+    model = make_model(kernels_of(TINY), [*networks, *other])
+    sizes = {}
+    for net in (networks[20], other[20]):
+        found = model.predict(net)
+        assert found.latency_ms is not None
+        assert found.high_ms is not None
+        sizes[net.space] = (found.high_ms / found.latency_ms - 1) / model.calibration(net).half_width
+    assert model.calibration(other[0]) is not model.calibration(networks[0])
+    assert sizes["other"] < 1.5 * sizes[TINY.name]
+
+
 def test_an_empty_network_takes_the_offset(model: LatencyModel) -> None:
     found = model.predict(Network(TINY.input_shape, (), (-1, 0)))
     assert found.latency_ms == pytest.approx(model.calibration(TINY).offset_ms)
