@@ -71,6 +71,9 @@ def assign(steps: Sequence[Step], times: Sequence[KernelTime]) -> Timed:
             launches.setdefault(key, []).append(1)
         else:
             own.setdefault(time.node.split(".")[0], []).append(time)
+    last = max((index for index, step in enumerate(steps[:-1]) if step.merged is None), default=0)
+    for name in [name for name in own if name.startswith("output")]:  # what gives the output may have its name
+        own.setdefault(_node(last), []).extend(own.pop(name))
     for index, step in enumerate(steps):  # of nodes that are one the runtime keeps any one's name
         if step.merged is not None and not (_run(own.get(_node(index))) and _run(own.get(_node(step.merged)))):
             own.setdefault(_node(step.merged), []).extend(own.pop(_node(index), []))
