@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from hwnas.latency.lowering import Lower
@@ -10,6 +12,9 @@ from hwnas.spaces.widths import STAIRS, AtomArch, WidthSpace
 
 TIMES = 2
 """Each number of atoms of a branch is timed in at least so many networks."""
+
+CUTS = (0.3, 0.7)
+"""Where networks are parted to be crossed, as shares of their groups of channels."""
 
 CALIBRATION_SCALES = (0.03, 1.0)
 """Share of the supernet's atoms in the smallest and the largest calibration network, about."""
@@ -39,6 +44,23 @@ def calibration_archs(space: WidthSpace, count: int, seed: int = 0) -> list[Atom
             drawn[branch] = min(steps, key=lambda atoms, wanted=wanted: abs(atoms - wanted))  # type: ignore[misc]
         found.append(_arch(space, drawn))
     return found
+
+
+def crossed_archs(space: WidthSpace, archs: Sequence[AtomArch]) -> list[AtomArch]:
+    """Architectures that have the kernels of `archs`, none of them with as many of one as of another.
+
+    Of a network whose kernels are timed inside it all is known: it cannot tell how well one is predicted whose kernels
+    were timed in others. So each is parted in two, at `CUTS` in turn, and the parts change places with another's: what
+    the cut parts at one place is together at the other.
+    """
+    found = []
+    half = len(archs) // 2
+    for one, other in zip(archs[:half], reversed(archs[-half:]), strict=True):
+        for cut in (round(share * len(space.full)) for share in CUTS):
+            for first, second in ((one, other), (other, one)):
+                widths = (*first.widths[:cut], *second.widths[cut:])
+                found.append(AtomArch(space.name, space.revived(widths, {}, STAIRS[0][1])))
+    return list(dict.fromkeys(found))
 
 
 def _arch(space: WidthSpace, atoms: dict[tuple[int, int], int]) -> AtomArch:

@@ -103,12 +103,12 @@ def build_table(
                 ops += atoms.kernels(space, lower)
                 for index, widths in enumerate(atoms.cover_archs(space)):
                     covers[f"{space.name} #{index}"] = space.network(widths)
-                for index, widths in enumerate(atoms.calibration_archs(space, CALIBRATION_NETWORKS)):
-                    network = space.network(widths)
-                    networks[f"{space.name} #{index}"] = network
-                    if isinstance(space, GateSpace):  # channels in and out go in pairs of which covers have only some
-                        covers[f"{space.name} calibration #{index}"] = network
-                        ops += lower(network)
+                drawn = atoms.calibration_archs(space, CALIBRATION_NETWORKS)
+                networks |= {f"{space.name} #{i}": space.network(widths) for i, widths in enumerate(drawn)}
+                if isinstance(space, GateSpace):  # channels in and out go in pairs of which covers have only some
+                    ops += [op for widths in drawn for op in lower(space.network(widths))]
+                    for index, widths in enumerate(atoms.crossed_archs(space, drawn)):
+                        covers[f"{space.name} calibration #{index}"] = space.network(widths)
                 continue
             kernels = SpaceKernels.of(space, lower)
             ops += kernels.every()

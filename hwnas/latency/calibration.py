@@ -52,7 +52,7 @@ coverage of 90% intervals was 88 to 93% in each of them."""
 UNKNOWN_SPREAD = 0.03
 """Of operators that were not timed in several networks."""
 
-LEAST_FACTOR = 0.5
+LEAST_FACTOR = 0.05
 """What networks say of an operator may not take more of it away: prices stay positive."""
 
 FOREIGN_ERROR = 0.025
