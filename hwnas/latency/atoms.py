@@ -60,7 +60,7 @@ def crossed_archs(space: WidthSpace, archs: Sequence[AtomArch]) -> list[AtomArch
             for first, second in ((one, other), (other, one)):
                 widths = (*first.widths[:cut], *second.widths[cut:])
                 found.append(AtomArch(space.name, space.revived(widths, {}, STAIRS[0][1])))
-    return list(dict.fromkeys(found))
+    return [arch for arch in dict.fromkeys(found) if arch not in archs]
 
 
 def _arch(space: WidthSpace, atoms: dict[tuple[int, int], int]) -> AtomArch:
