@@ -74,7 +74,8 @@ def test_covers_are_cheap_middling_and_expensive_networks() -> None:
     assert ((places > 0.25) & (places < 0.6)).sum() >= 3
 
 
-@pytest.mark.parametrize(("name", "block"), CASES)
+# the joint space takes a minute for each block size
+@pytest.mark.parametrize(("name", "block"), [case for case in CASES if case[0] != "spos-joint" or case[1] == 16])
 def test_covers_have_every_kernel_often_and_no_calibration_network(name: str, block: int) -> None:
     space, kernels = lowered(name, block)
     calibration = calibration_archs(space, CALIBRATION_NETWORKS)
