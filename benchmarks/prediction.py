@@ -173,7 +173,7 @@ def measure(profile: DeviceProfile, space: Space | WidthSpace, count: int, out: 
     path = table_path(out, space.name, profile)
     if not go_on:
         path.unlink(missing_ok=True)
-    tests = {f"{TEST} #{i}": network for i, network in enumerate(test_networks(space, count))}
+    tests = {f"{TEST} #{i}": network for i, network in enumerate(unseen_networks(space, count))}
     build_table(profile, path, spaces=[space], whole=tests, progress=RichProgress(quiet=True))
     with LatencyTable.open(path) as table:
         model = LatencyModel(table, calibrate_on=lambda name: not name.startswith(TEST))
@@ -204,7 +204,7 @@ def measure(profile: DeviceProfile, space: Space | WidthSpace, count: int, out: 
     )
 
 
-def test_networks(space: Space | WidthSpace, count: int) -> list[Network]:
+def unseen_networks(space: Space | WidthSpace, count: int) -> list[Network]:
     """Networks from small to large ones, drawn as those to calibrate on are, but with another seed; none of these."""
     if isinstance(space, WidthSpace):
         widths = set(atoms.calibration_archs(space, CALIBRATION_NETWORKS))

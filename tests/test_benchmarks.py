@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
@@ -22,12 +23,15 @@ from command import ROOT
 from quick import quick_profile
 from tiny_fashion import write_fashion_mnist
 
+from hwnas.latency import atoms
 from hwnas.latency.build import build_table
+from hwnas.latency.plan import calibration_archs
 from hwnas.latency.table import MeasuredNetwork
 from hwnas.measure.statistics import Estimate
 from hwnas.progress import NullProgress
 from hwnas.spaces import AtomSpace, find_space, get_space
 from hwnas.spaces.base import Arch
+from hwnas.spaces.widths import WidthSpace
 from hwnas.train.recipe import load_recipe
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -285,6 +289,16 @@ def test_the_independent_timing_knows_nothing_of_hwnas(tmp_path: Path) -> None:
     assert all(row["fastest_ms"] <= row["p10_ms"] <= row["median_ms"] for row in found)
 
 
+@pytest.mark.parametrize("name", ["proxyless-tiny", "atomnas-tiny", "figs-fbnet-tiny"])
+def test_predictions_are_judged_on_networks_that_calibrate_nothing(name: str) -> None:
+    prediction, space = script("prediction"), find_space(name)
+    unseen = prediction.unseen_networks(space, 12)
+    draw = atoms.calibration_archs if isinstance(space, WidthSpace) else calibration_archs
+    known = [space.network(arch) for arch in draw(space, prediction.CALIBRATION_NETWORKS)]
+    assert 6 < len(unseen) <= 12
+    assert not any(network in known for network in unseen)
+
+
 @pytest.mark.parametrize("installed", [True, False])
 def test_predictions_are_printed_with_and_without_plots(
     installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -297,7 +311,7 @@ def test_predictions_are_printed_with_and_without_plots(
     prediction = script("prediction")
     times = np.linspace(1.0, 3.0, 50)
     line = prediction.Line("proxyless", 1, 1, 50.0, times, times * 1.004, np.full(9, 0.9), 0.2, 0.002, 0.02)
-    monkeypatch.setattr(prediction, "measure", lambda *_, **__: line)
+    monkeypatch.setattr(prediction, "measure", create_autospec(prediction.measure, return_value=line))
     monkeypatch.setattr(sys, "argv", ["prediction.py", "--quick", "--space", "proxyless", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
         prediction.main()

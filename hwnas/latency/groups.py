@@ -54,40 +54,7 @@ class Whole:
     noise: float
 
 
-class Sums:
-    """What networks are the sums of: operators, and the terms that belong to none.
-
-    Attributes:
-        operators: by key; calibrations correct them.
-        terms: of the table.
-    """
-
-    def __init__(self, operators: Mapping[str, Estimate], terms: Terms) -> None:
-        self.operators = dict(operators)
-        self.terms = terms
-
-    def ms(self, keys: Iterable[str]) -> float:
-        """Of a network of the operators `keys`; all have to be measured."""
-        keys = tuple(keys)
-        return sum(self.operators[key].latency_ms for key in keys) + self.terms.ms(len(keys))
-
-    def parts_ms(self, keys: Iterable[str]) -> dict[str, float]:
-        """What each operator takes in a network of the operators `keys`, all its occurrences together."""
-        return {key: n * self.operators[key].latency_ms for key, n in Counter(keys).items()}
-
-    def model_error(self, keys: Iterable[str]) -> float:
-        """Relative standard error of a network of the operators `keys` beside a measurement's own; unmeasured ones are
-        left out."""
-        found = [(n, self.operators[key]) for key, n in Counter(keys).items() if key in self.operators]
-        summed = sum(n * each.latency_ms for n, each in found)
-        return model_error(summed, [(n, each.latency_ms, each.spread) for n, each in found])
-
-    def _scale(self, factors: Mapping[str, float]) -> None:
-        for key, factor in factors.items():
-            self.operators[key] = self.operators[key].scaled(factor)
-
-
-class Calibrations(Sums):
+class Calibrations:
     """The calibrations of one table, and its operators as they correct them.
 
     An operator is corrected once: the largest group that has it has the say. Where no calibration network has it, it is
@@ -95,6 +62,8 @@ class Calibrations(Sums):
     as it is, since timing a kernel among others has no part in it.
 
     Attributes:
+        operators: by key, corrected.
+        terms: of the table.
         spaces: of the groups that have enough networks, the largest first.
         shapes: of the input shapes that have, all networks of a shape together.
         pooled: of all networks together.
@@ -116,7 +85,8 @@ class Calibrations(Sums):
             timed_in: by operator, the groups of the networks that it was timed inside of; those that were timed alone
                 are not among them.
         """
-        super().__init__(operators, terms)
+        self.operators = dict(operators)
+        self.terms = terms
         self._corrected: set[str] = set()
         self._on = {key for network in networks for key in network.keys}
         usable = [network for network in networks if all(key in self.operators for key in network.keys)]
@@ -143,6 +113,26 @@ class Calibrations(Sums):
         for key, found in timed_in.items():
             for group in found & self.spaces.keys():
                 self._kernels[group].add(key)
+
+    def ms(self, keys: Iterable[str]) -> float:
+        """Of a network of the operators `keys`; all have to be measured."""
+        keys = tuple(keys)
+        return sum(self.operators[key].latency_ms for key in keys) + self.terms.ms(len(keys))
+
+    def parts_ms(self, keys: Iterable[str]) -> dict[str, float]:
+        """What each operator takes in a network of the operators `keys`, all its occurrences together."""
+        return {key: n * self.operators[key].latency_ms for key, n in Counter(keys).items()}
+
+    def model_error(self, keys: Iterable[str]) -> float:
+        """Relative standard error of a network of the operators `keys` beside a measurement's own; unmeasured ones are
+        left out."""
+        found = [(n, self.operators[key]) for key, n in Counter(keys).items() if key in self.operators]
+        summed = sum(n * each.latency_ms for n, each in found)
+        return model_error(summed, [(n, each.latency_ms, each.spread) for n, each in found])
+
+    def _scale(self, factors: Mapping[str, float]) -> None:
+        for key, factor in factors.items():
+            self.operators[key] = self.operators[key].scaled(factor)
 
     def _only(self, found: Sequence[Whole], own: Mapping[Group, Sequence[Whole]]) -> Calibration | None:
         """The calibration of the space that all networks of a shape are of."""

@@ -125,12 +125,17 @@ def _krige(drift: Matrix, inverse: Matrix, shares: Matrix, columns: Mapping[str,
         inverse: of the covariance, [networks, networks].
         shares: of the columns, [networks, columns].
         columns: of the operators.
+
+    Raises:
+        LinAlgError: the covariance is none that can be told, of latencies that no device has.
     """
     weighted = inverse @ drift
     normal = np.linalg.inv(drift.T @ weighted).astype(np.float64)
     precision = inverse - weighted @ normal @ weighted.T
     residual = precision.sum(axis=1)
     alone = np.maximum(np.diag(precision), 1e-12 * np.abs(np.diag(inverse)))
+    if not (alone > 0).all():
+        raise np.linalg.LinAlgError("latencies that no device has")
     slope, *offset = normal @ weighted.sum(axis=0)
     return Fit(
         float(slope),

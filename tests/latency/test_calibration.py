@@ -121,6 +121,20 @@ def test_an_offset_that_one_network_alone_tells_is_not_fitted(sums: list[float])
     assert factor + more < 1.3
 
 
+@pytest.mark.parametrize("seed", range(80))
+def test_absurd_latencies_are_refused_or_give_figures(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(4, 12))
+    parts = [{f"op {i}": float(10 ** rng.uniform(-9, 9)) for i in rng.permutation(6)[:3]} for _ in range(count)]
+    try:
+        found = calibrate([sum(net.values()) for net in parts], 10 ** rng.uniform(-9, 9, count), 0.01, parts,
+                          [dict.fromkeys(net, 1) for net in parts])  # fmt: skip
+    except np.linalg.LinAlgError:  # a table that says so is called damaged
+        return
+    assert not math.isnan(found.relative_error)
+    assert not any(map(math.isnan, (*found.expected, *found.upper)))
+
+
 def test_networks_unlike_those_that_were_measured_are_less_certain() -> None:
     nets, measured = mixed(np.random.default_rng(0), 30)
     found = calibrate([sum(net.values()) for net in nets], measured, 0.005, nets)

@@ -267,8 +267,9 @@ def test_spaces_whose_images_have_one_size_are_calibrated_each_by_itself(make_mo
 def test_a_space_whose_kernels_another_one_corrected_is_as_certain_as_it(make_model: MakeModel) -> None:
     """What runs often in both spaces is corrected once: the second calibration counts its own operators only."""
     networks = calibration_nets(TINY, 40)
-    other = [replace(network, space="other") for network in calibration_nets(TINY, 41)[1:31]]
-    model = make_model(kernels_of(TINY), [*networks, *other])
+    more = get_space("proxyless-tiny", num_classes=100)
+    other = [replace(network, space="other") for network in calibration_nets(more, 30)]
+    model = make_model(list(dict.fromkeys([*kernels_of(TINY), *kernels_of(more)])), [*networks, *other])
     sizes = {}
     for net in (networks[20], other[20]):
         found = model.predict(net)
