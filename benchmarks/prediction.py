@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from hwnas.devices import DeviceProfile, find_profile
+from hwnas.errors import UsageError
 from hwnas.latency import atoms
 from hwnas.latency.build import build_table
 from hwnas.latency.calibration import calibrate
@@ -136,6 +137,12 @@ def main() -> None:
     parser.add_argument("--go-on", action="store_true", help="with the tables that --out has")
     parser.add_argument("--out", type=Path, default=Path("runs/prediction"))
     args = parser.parse_args()
+    if min(args.visits, args.networks, *(args.threads or [1]), *(args.batch or [1])) < 1:
+        parser.error("--visits, --networks, --threads and --batch are 1 or more")
+    try:
+        spaces = [find_space(name) for name in args.space or SPACES]
+    except UsageError as error:
+        parser.error(str(error))
     if not args.quick and not (args.space or args.threads or args.batch):
         args.threads = [1, 2]
     args.out.mkdir(parents=True, exist_ok=True)
@@ -150,8 +157,9 @@ def main() -> None:
             profile = find_profile(args.device).override(threads=threads, batch_size=batch)
             if args.quick:
                 profile = _quicker(profile, args.visits)
-            for name in args.space or SPACES:
-                line = measure(profile, find_space(name), args.networks, args.out, go_on=args.go_on)
+            for space in spaces:
+                name = space.name
+                line = measure(profile, space, args.networks, args.out, go_on=args.go_on)
                 print(line.text(), flush=True)
                 if plots:
                     plot(line, table_path(args.out, name, profile).with_suffix(".png"))

@@ -299,6 +299,19 @@ def test_predictions_are_judged_on_networks_that_calibrate_nothing(name: str) ->
     assert not any(network in known for network in unseen)
 
 
+@pytest.mark.parametrize(
+    ("words", "why"), [(["--space", "nonsense"], "no space is called 'nonsense'"), (["--visits", "0"], "1 or more")]
+)
+def test_predictions_of_nothing_are_refused_in_a_line(
+    words: list[str], why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["prediction.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        script("prediction").main()
+    assert ended.value.code == 2
+    assert why in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("installed", [True, False])
 def test_predictions_are_printed_with_and_without_plots(
     installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
