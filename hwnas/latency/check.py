@@ -26,7 +26,7 @@ from hwnas.devices import DeviceProfile, list_profiles
 from hwnas.errors import HwnasError
 from hwnas.latency import trust
 from hwnas.latency.build import measure_again
-from hwnas.latency.model import bound_options
+from hwnas.latency.commands import bound_options
 from hwnas.latency.table import LatencyTable, MeasuredNetwork
 from hwnas.measure.process import MeasuringProcess
 from hwnas.measure.statistics import CONFIDENCE, Estimate

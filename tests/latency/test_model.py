@@ -13,8 +13,9 @@ import pytest
 from quick import kernels_of, quick_profile, tiny_network
 
 from hwnas.errors import HwnasError
+from hwnas.latency.commands import profile_command
 from hwnas.latency.lowering import lowering
-from hwnas.latency.model import LatencyModel, profile_command
+from hwnas.latency.model import LatencyModel
 from hwnas.latency.plan import calibration_archs, entry_name
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.writer import TableWriter
