@@ -63,7 +63,9 @@ class Child:
             return None
 
     def line(self, parts: Sequence[bytes], deadline: float, *, patient: bool = False) -> bytes:
-        """Sends `parts` and receives a line, without its end.
+        """Sends `parts` and receives a line, without its end. Blank lines are passed over.
+
+        A child that ended with the request unread may have said why before that: it is read all the same.
 
         Args:
             parts: sent one after the other.
@@ -72,32 +74,37 @@ class Child:
 
         Raises:
             TimeoutError: there was no line by then.
-            EOFError, BrokenPipeError: it closed its end.
-            ValueError: it answered before it had read all.
+            EOFError: it closed its end.
+            ValueError: it answered before it had read all; the answer is the message.
         """
         # written bit by bit: a child that hangs does not empty its pipe either
         unsent = [memoryview(part) for part in parts if part]
         allowed_s = max(SLOWEST_S, deadline - time.monotonic())
-        while b"\n" not in self.unread:
+        while True:
+            while b"\n" in self.unread:
+                text, self.unread = self.unread.split(b"\n", 1)
+                if text.strip() and unsent:
+                    raise ValueError(text[:200].decode(errors="replace"))
+                if text.strip():
+                    return text
             left_s = max(0.0, deadline - time.monotonic())
             reads, writes, _ = select.select([self._stdout], [self._stdin] if unsent else [], [], left_s)
             if not reads and not writes:
                 raise TimeoutError
             if writes:
-                unsent[0] = unsent[0][os.write(self._stdin.fileno(), unsent[0]) :]
-                if not unsent[0]:
-                    del unsent[0]
-                deadline = time.monotonic() + allowed_s if patient else deadline
-            if not reads:
-                continue
-            chunk = os.read(self._stdout.fileno(), 1 << 16)
-            if not chunk:
-                raise EOFError
-            self.unread += chunk
-        if unsent:
-            raise ValueError("before it had read what it was asked")
-        text, self.unread = self.unread.split(b"\n", 1)
-        return text
+                try:
+                    unsent[0] = unsent[0][os.write(self._stdin.fileno(), unsent[0]) :]
+                except BrokenPipeError:
+                    unsent.clear()
+                else:
+                    if not unsent[0]:
+                        del unsent[0]
+                    deadline = time.monotonic() + allowed_s if patient else deadline
+            if reads:
+                chunk = os.read(self._stdout.fileno(), 1 << 16)
+                if not chunk:
+                    raise EOFError
+                self.unread += chunk
 
     def last_words(self) -> str:
         """The last line that it wrote to stderr, after a colon: of a traceback, the error. Empty where it said none."""

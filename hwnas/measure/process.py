@@ -302,7 +302,7 @@ class MeasuringProcess:
         try:
             while said is None:
                 said = ssh.greeting(self._child.line((), deadline))
-        except (EOFError, BrokenPipeError, TimeoutError) as error:
+        except (EOFError, TimeoutError) as error:
             code, words = self._child.wait(2), self._child.last_words()
             self._close(kill=True)
             silent = f"{self.profile.host} does not answer" if isinstance(error, TimeoutError) else ""
@@ -362,7 +362,7 @@ class MeasuringProcess:
             if lost:
                 raise LinkLost(f"silent for {ssh.SILENCE_S:g} s") from None
             raise MeasurementError(f"timed out after {timeout_s:g} s", process_died=True) from None
-        except (BrokenPipeError, EOFError):
+        except EOFError:
             if self.profile.host:
                 words = self._child.last_words().strip(": ")
                 self._close(kill=True)
@@ -390,22 +390,17 @@ class MeasuringProcess:
 
     def _exchange(self, child: Child, parts: Sequence[bytes], timeout_s: float) -> dict[str, Any]:
         if child.unread:
-            raise ValueError(f"without being asked: {child.unread[:80].decode(errors='replace')}")
-        text = self._line(child, parts, timeout_s)
+            said = child.unread.decode(errors="replace").strip()
+            raise ValueError(said if _death(said) else f"without being asked: {said[:80]}")
+        text = child.line(parts, time.monotonic() + timeout_s, patient=bool(self.profile.host))
         if self.profile.host:  # the wire may be slow: the time runs from where the request has arrived
             if json.loads(text) != {"got": True}:
                 raise ValueError(text[:200].decode(errors="replace"))
-            text = self._line(child, (), timeout_s)
+            text = child.line((), time.monotonic() + timeout_s)
         answer = json.loads(text)
         if not isinstance(answer, dict) or "ok" not in answer:
             raise ValueError(text[:200].decode(errors="replace"))
         return answer
-
-    def _line(self, child: Child, parts: Sequence[bytes], timeout_s: float) -> bytes:
-        text = child.line(parts, time.monotonic() + timeout_s, patient=bool(self.profile.host))
-        while self.profile.host and not text.strip():  # the far end starts a line before it says how the worker ended
-            text = child.line((), time.monotonic() + timeout_s)
-        return text
 
     def _reap(self) -> str:
         assert self._child is not None
