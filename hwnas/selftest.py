@@ -21,10 +21,11 @@ from hwnas.errors import HwnasError
 from hwnas.latency.build import build_table
 from hwnas.latency.plan import reference_network
 from hwnas.latency.table import LatencyTable
+from hwnas.measure.link import MeasurementError
 from hwnas.measure.lock import device_lock
 from hwnas.measure.onnx_models import network_to_onnx
 from hwnas.measure.precision import CONVERSIONS
-from hwnas.measure.process import MeasurementError, MeasuringProcess, Subject
+from hwnas.measure.process import MeasuringProcess, Subject
 from hwnas.progress import Progress
 from hwnas.spaces import get_space
 from hwnas.spaces.base import Space

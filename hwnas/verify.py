@@ -20,9 +20,10 @@ from hwnas.latency.levels import MIN_REFERENCE_SAMPLES, Levels, NetworkVisit
 from hwnas.latency.model import LatencyModel, Prediction
 from hwnas.latency.plan import reference_network, session_bytes, whole_subject
 from hwnas.latency.table import LatencyTable, MeasuredNetwork
+from hwnas.measure.link import MeasurementError
 from hwnas.measure.lock import device_lock
 from hwnas.measure.passes import Entry, measure_in_passes
-from hwnas.measure.process import MeasurementError, MeasuringProcess, Subject
+from hwnas.measure.process import MeasuringProcess, Subject
 from hwnas.measure.statistics import Estimate, line_at
 from hwnas.network import Network
 from hwnas.ops import Shape

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.resources
-import importlib.util
 import os
 import tomllib
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -248,5 +248,5 @@ def test_without_a_gpu_each_says_why_not(name: str) -> None:
         assert "--device cpu" in caught.value.reason
         assert caught.value.fix.startswith("apt-get install nvidia-driver")
         # what is installed already is not to be installed again
-        missing = importlib.util.find_spec(find_profile(name).runtime) is None
+        missing = PathFinder.find_spec(find_profile(name).runtime) is None  # importing tensorrt_rtx leaves a tensorrt
         assert ("pip install 'hwnas[tensorrt" in caught.value.fix) == missing

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.devices import Timing
-from hwnas.measure.process import MeasurementError, MeasuringProcess, Subject
+from hwnas.measure.link import MeasurementError
+from hwnas.measure.process import MeasuringProcess, Subject
 from hwnas.measure.runtimes.base import WHOLE, KernelTime
 from hwnas.measure.statistics import estimate
 

@@ -18,9 +18,10 @@ from onnx import TensorProto, helper
 from quick import alive, quick_profile, tiny_network, wait_until
 
 from hwnas.errors import HwnasError
+from hwnas.measure.link import MeasurementError
 from hwnas.measure.onnx_models import network_to_onnx, op_to_onnx
 from hwnas.measure.passes import Entry, measure_in_passes
-from hwnas.measure.process import WORKER, MeasurementError, MeasuringProcess, Subject
+from hwnas.measure.process import WORKER, MeasuringProcess, Subject
 from hwnas.ops import Op
 
 SKELETON = """
@@ -352,7 +353,7 @@ def test_the_real_child_survives_models_that_are_none() -> None:
         unsuitable,
     ]
     with MeasuringProcess(quick_profile()) as process:
-        child = process._child
+        child = process._link.child
         for number, model in enumerate(bad):
             for role in ("network", "operator"):
                 with pytest.raises(MeasurementError) as caught:
@@ -360,12 +361,12 @@ def test_the_real_child_survives_models_that_are_none() -> None:
                 assert len(str(caught.value).splitlines()) == 1
                 assert not caught.value.process_died
         assert process.time_ms(good(), 2)[0] == 1
-        assert process._child is child  # none of them took it down
+        assert process._link.child is child  # none of them took it down
 
 
 def test_the_real_child_is_killed_when_a_model_hangs() -> None:
     with MeasuringProcess(quick_profile(timeout_s=1.5)) as process:
-        child = process._child
+        child = process._link.child
         assert child is not None
         with pytest.raises(MeasurementError, match="timed out"):
             process.time_ms(Subject("endless", "network", endless_model), 1)
@@ -481,9 +482,10 @@ PARENT = """
 import sys
 from pathlib import Path
 from quick import quick_profile
+from hwnas.measure.link import MeasurementError
 from hwnas.measure.process import MeasuringProcess, Subject
 with MeasuringProcess(quick_profile(timeout_s=600.0)) as process:
-    print(process._child.pid, flush=True)
+    print(process._link.child.pid, flush=True)
     if sys.argv[1] == "idle":
         input()
     model = Path(sys.argv[1]).read_bytes()

@@ -25,8 +25,9 @@ from hwnas.devices import find_profile
 from hwnas.errors import HwnasError, UsageError
 from hwnas.latency.table import LatencyTable
 from hwnas.measure import ssh
+from hwnas.measure.link import MeasurementError
 from hwnas.measure.onnx_models import network_to_onnx
-from hwnas.measure.process import MeasurementError, MeasuringProcess, Subject
+from hwnas.measure.process import MeasuringProcess, Subject
 
 pytestmark = pytest.mark.usefixtures("own_lock")
 
@@ -225,7 +226,7 @@ def test_a_profile_survives_what_happens_to_the_connection(server: Sshd, tmp_pat
 
 def _workers(process: MeasuringProcess) -> list[int]:
     """The far workers of this very connection."""
-    (token,) = re.findall(r"[0-9a-f]{32}", process._command[-1])
+    (token,) = re.findall(r"[0-9a-f]{32}", process._link.command[-1])
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
