@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from hwnas.search.looks import Log
 from hwnas.spaces import AtomSpace, find_space
 from hwnas.spaces.widths import Widths
-from hwnas.train.loop import MetricsLog
+from hwnas.train.metrics import MetricsLog
 from hwnas.train.recipe import Recipe, load_recipe
 
 SPACE = "atomnas-tiny"

@@ -17,9 +17,11 @@ import torch
 
 from hwnas.progress import NullProgress
 from hwnas.spaces import Arch, Space, get_space
+from hwnas.train.batches import Batches
+from hwnas.train.chance import step_rng, torch_generator
 from hwnas.train.data import DataSplits, load_data
 from hwnas.train.evaluate import Evaluator
-from hwnas.train.loop import Batches, step_rng, torch_generator, train_supernet
+from hwnas.train.loop import train_supernet
 from hwnas.train.recipe import Recipe, load_recipe, recipe_from
 
 WIDENINGS = (0.0, 0.25)

@@ -19,7 +19,7 @@ from hwnas.gate_costs import GateCount
 from hwnas.nn.gates import GatedNet
 from hwnas.search.figs_training import FigsTraining
 from hwnas.spaces import GateSpace, find_space
-from hwnas.train.loop import make_optimizer
+from hwnas.train.optimizers import make_optimizer
 from hwnas.train.process import prepare_process
 from hwnas.train.recipe import Gates, Phase
 

@@ -29,9 +29,10 @@ from hwnas.costs import macs_cost, params_cost
 from hwnas.search.evolution import evolve
 from hwnas.search.feasible import FeasibleSampler
 from hwnas.spaces import Arch, Space, get_space
+from hwnas.train.batches import Batches
 from hwnas.train.data import DataInfo, DataSplits, Images, Normalisation
 from hwnas.train.evaluate import Evaluator
-from hwnas.train.loop import Batches, make_optimizer
+from hwnas.train.optimizers import make_optimizer
 from hwnas.train.process import prepare_process
 from hwnas.train.recipe import Phase, Scoring
 

@@ -37,12 +37,13 @@ from hwnas.spaces.chain import ChainSpace, NetSpec
 from hwnas.spaces.channels import FIFTHS, blocks_of
 from hwnas.spaces.resnet import RESNET18_TINY, uniform_resnet
 from hwnas.spaces.shufflenet import KINDS
+from hwnas.train.batches import Batches
 from hwnas.train.chance import step_rng, torch_generator
 from hwnas.train.checkpoint import CheckpointStore
 from hwnas.train.data import load_data
 from hwnas.train.evaluate import Evaluator, accuracy
 from hwnas.train.finish import train_net
-from hwnas.train.loop import Batches, train_supernet
+from hwnas.train.loop import train_supernet
 from hwnas.train.paths import make_paths
 from hwnas.train.process import prepare_process
 from hwnas.train.recipe import Phase, Sampling, Scoring

@@ -6,8 +6,8 @@ import torch
 
 from hwnas.nn.supernet import SinglePathSupernet
 from hwnas.spaces import get_space
+from hwnas.train.batches import Batches
 from hwnas.train.data import Images, Normalisation
-from hwnas.train.loop import Batches
 from hwnas.train.recipe import Phase
 
 SPACE = get_space("proxyless-tiny", num_classes=3)

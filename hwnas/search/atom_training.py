@@ -17,8 +17,8 @@ from hwnas.search.atom_projection import Limit, project
 from hwnas.search.looks import Log
 from hwnas.spaces.atoms import AtomSpace, Widths
 from hwnas.spaces.widths import Branch
+from hwnas.train.chance import step_rng, torch_generator
 from hwnas.train.ema import Ema, decay_at
-from hwnas.train.loop import step_rng, torch_generator
 from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Atoms
 

@@ -33,7 +33,9 @@ from hwnas.train.checkpoint import CheckpointStore
 from hwnas.train.ema import Averaging
 from hwnas.train.evaluate import accuracy
 from hwnas.train.finish import accuracy_at_last, write_net
-from hwnas.train.loop import MetricsLog, make_optimizer, train
+from hwnas.train.loop import train
+from hwnas.train.metrics import MetricsLog
+from hwnas.train.optimizers import make_optimizer
 from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recalibrate import recalibrate
 

@@ -225,7 +225,7 @@ class _Pipeline:
         self.progress.note(f"expected duration: about {duration(total)} ({detail})")
 
     def _train(self) -> None:
-        from hwnas.train.loop import MetricsLog
+        from hwnas.train.metrics import MetricsLog
 
         self.progress.stage("Supernet")
         self.ranks.order("supernet")

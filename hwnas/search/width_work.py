@@ -13,8 +13,8 @@ from hwnas.runs import RunFolder
 from hwnas.search.data import keep_data, load_splits
 from hwnas.search.width_search import AtomGoal, AtomRequest, make_goal
 from hwnas.spaces.widths import AtomArch
+from hwnas.train.batches import Batches
 from hwnas.train.evaluate import recalibration_images
-from hwnas.train.loop import Batches
 from hwnas.train.process import prepare_process
 from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Phase

@@ -10,10 +10,12 @@ from hwnas.progress import NullProgress, Progress
 from hwnas.search.data import load_splits
 from hwnas.search.request import SearchRequest
 from hwnas.spaces.base import Arch
+from hwnas.train.batches import Batches
 from hwnas.train.chance import step_rng, torch_generator
 from hwnas.train.evaluate import Evaluator
 from hwnas.train.finish import train_net
-from hwnas.train.loop import Batches, MetricsLog, train_supernet
+from hwnas.train.loop import train_supernet
+from hwnas.train.metrics import MetricsLog
 from hwnas.train.paths import make_paths
 from hwnas.train.process import prepare_process
 from hwnas.train.ranks import Ranks

@@ -13,10 +13,12 @@ from hwnas.ops import Shape
 from hwnas.progress import Progress
 from hwnas.runs import NetFolder, RunFolder
 from hwnas.spaces.base import Arch
+from hwnas.train.batches import Batches
 from hwnas.train.checkpoint import CheckpointStore, write_atomically
 from hwnas.train.data import DataSplits
 from hwnas.train.evaluate import Evaluator, accuracy
-from hwnas.train.loop import Batches, MetricsLog, train
+from hwnas.train.loop import train
+from hwnas.train.metrics import MetricsLog
 from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Phase
 

@@ -7,32 +7,24 @@ with the same number of threads).
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hwnas.errors import HwnasError
 from hwnas.nn.blocks import Dropout
 from hwnas.progress import Progress
-from hwnas.train.augment import augmented
-from hwnas.train.chance import step_rng as step_rng
-from hwnas.train.chance import torch_generator as torch_generator
-from hwnas.train.checkpoint import Carried, CheckpointStore, disk_errors, restore, tensors_of, write_atomically
-from hwnas.train.data import Images, Normalisation
+from hwnas.train.batches import Batches
+from hwnas.train.chance import step_rng, torch_generator
+from hwnas.train.checkpoint import Carried, CheckpointStore, restore, tensors_of
+from hwnas.train.metrics import MetricsLog
+from hwnas.train.optimizers import make_optimizer, set_rates
 from hwnas.train.ranks import SOLO, Ranks
-from hwnas.train.recipe import Phase
-from hwnas.train.rmsprop import RMSProp
 
 if TYPE_CHECKING:
     from hwnas.nn.supernet import SinglePathSupernet
@@ -41,154 +33,6 @@ if TYPE_CHECKING:
 CHECKPOINT_INTERVAL_S = 20.0
 LOG_STEPS = 10
 """Steps between two rows of metrics.csv; the loss is looked at, and a NaN found, then."""
-
-
-def learning_rate(phase: Phase, step: int) -> float:
-    """Learning rate of a step (from 0): linear warm-up to the peak, then decay; linear and cosine end at 0."""
-    if step < phase.warmup_steps:
-        return phase.lr * (step + 1) / (phase.warmup_steps + 1)
-    if phase.schedule == "staircase":
-        return float(phase.lr * phase.decay ** ((step - phase.warmup_steps) // phase.decay_steps))
-    if phase.schedule == "exponential":
-        return float(phase.lr * phase.decay ** ((step - phase.warmup_steps) / phase.decay_steps))
-    progress = (step - phase.warmup_steps) / max(1, phase.steps - phase.warmup_steps)
-    left = 1 - progress if phase.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-    return phase.lr * left
-
-
-def set_rates(optimizer: torch.optim.Optimizer, phase: Phase, step: int) -> float:
-    """Sets an optimizer's learning rates for a step, and Adam's epsilon where it is TensorFlow's; returns the rate.
-
-    TensorFlow 1 divides by ``sqrt(v) + eps`` with v not yet corrected for its bias: in torch's terms, by an epsilon
-    that is ``1 / sqrt(1 - beta2^t)`` times as large.
-    """
-    lr = learning_rate(phase, step)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-        if phase.tf_epsilon and "eps" in group:
-            group["eps"] = phase.eps / math.sqrt(1 - group["betas"][1] ** (step + 1))
-    return lr
-
-
-def make_optimizer(module: nn.Module, phase: Phase) -> torch.optim.Optimizer:
-    """The optimizer of a phase; weight decay on parameters of two or more dimensions only.
-
-    A parameter without a gradient is left alone by both: no decay, no momentum, no step counted. That is what keeps
-    the choices that a path did not take unchanged. Of a weight that choices slice, a supernet guards the rest.
-    """
-    optimizer = _optimizer(module, phase)
-    if guard := getattr(module, "guard", None):
-        guard(optimizer)
-    return optimizer
-
-
-def _optimizer(module: nn.Module, phase: Phase) -> torch.optim.Optimizer:
-    parameters = list(module.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": phase.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    if phase.optimizer == "rmsprop":
-        return RMSProp(groups, lr=phase.lr, momentum=phase.momentum)
-    if phase.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=phase.lr, momentum=phase.momentum, foreach=True)
-    if phase.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=phase.lr, eps=phase.eps, foreach=True)
-    return torch.optim.AdamW(groups, lr=phase.lr, eps=phase.eps, fused=True)
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, stream: str, epoch: int, count: int) -> NDArray[np.int64]:
-    return step_rng(seed, f"{stream} order", epoch).permutation(count)
-
-
-@dataclass(frozen=True, slots=True)
-class Batches:
-    """The augmented, normalised batches of a training, each a function of its step.
-
-    Attributes:
-        data, normalisation: images, and what is done to them.
-        phase: the batch size and the augmentation.
-        seed, stream: of the chance.
-        device: of torch.
-        rank, world: of several processes each gets an equal part of every batch; see `part`.
-    """
-
-    data: Images
-    normalisation: Normalisation
-    phase: Phase
-    seed: int
-    stream: str
-    device: str = "cpu"
-    rank: int = 0
-    world: int = 1
-
-    def part(self, ranks: Ranks) -> Batches:
-        """The part of every batch that one of `ranks` trains on.
-
-        Raises:
-            HwnasError: the batch cannot be divided evenly, or into parts of less than two images.
-        """
-        size = self.phase.batch_size
-        if size % ranks.world or size // ranks.world < 2:
-            raise HwnasError(
-                f"a batch of {size} cannot be divided among {ranks.world} processes: change batch_size in the recipe "
-                "to a multiple of their number, of at least two images each"
-            )
-        return replace(self, rank=ranks.rank, world=ranks.world)
-
-    @property
-    def per_epoch(self) -> int:
-        """Whole batches in one pass over the images."""
-        return max(1, len(self.data) // self.phase.batch_size)
-
-    def of_rank(self, stream: str) -> str:
-        """A stream of chance that every process has for itself."""
-        return f"{stream} {self.rank}" if self.rank else stream
-
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images and labels of a step; every epoch is a permutation of its own."""
-        epoch, place = divmod(step, self.per_epoch)
-        order = _order(self.seed, self.stream, epoch, len(self.data))
-        whole = order[place * self.phase.batch_size : (place + 1) * self.phase.batch_size]
-        batch = self.data.take(whole[self.rank :: self.world])
-        generator = torch_generator(step_rng(self.seed, self.of_rank(f"{self.stream} augment"), step))
-        images = augmented(batch.images.to(self.device), self.phase, generator)
-        return self.normalisation(images), batch.labels.to(self.device)
-
-
-@dataclass(slots=True)
-class MetricsLog:
-    """metrics.csv: steps done, mean loss since the last row, lr, seconds of training so far.
-
-    A resume drops the rows that it makes again, so that no step is there twice.
-    """
-
-    path: Path
-    HEADER = ("step", "loss", "lr", "seconds")
-
-    def resume(self, step: int) -> float:
-        """Drops the rows after `step`, which are about to be made again. Returns the seconds of the last row left."""
-        rows = self.rows()
-        kept = [row for row in rows if int(row[0]) <= step]
-        before = self.path.read_text() if self.path.is_file() else ""
-        if kept != rows or not before.endswith("\n"):  # the next row must not be appended to a torn one
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows([self.HEADER, *kept])
-            write_atomically(self.path, text.getvalue().encode())
-        return float(kept[-1][3]) if kept else 0.0
-
-    def rows(self) -> list[list[str]]:
-        """The complete rows, without the header; a torn last line is left out."""
-        if not self.path.is_file():
-            return []
-        lines = self.path.read_text().split("\n")[:-1]
-        return [row for row in csv.reader(lines[1:]) if len(row) == len(self.HEADER)]
-
-    def add(self, step: int, loss: float, lr: float, seconds: float) -> None:
-        """Appends a row."""
-        with disk_errors(self.path), self.path.open("a") as file:
-            file.write(f"{step},{loss:.6g},{lr:.6g},{seconds:.1f}\n")
 
 
 class Hooks(Carried, Protocol):

@@ -30,7 +30,7 @@ from hwnas.train.checkpoint import CheckpointStore, write_atomically
 from hwnas.train.data import DataSplits
 from hwnas.train.evaluate import accuracy
 from hwnas.train.finish import accuracy_at_last, train_net, write_net
-from hwnas.train.loop import MetricsLog
+from hwnas.train.metrics import MetricsLog
 from hwnas.train.process import prepare_process
 from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Phase

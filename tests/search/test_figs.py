@@ -34,7 +34,7 @@ from hwnas.search.gate_training import GateTraining
 from hwnas.search.morphnet import MorphNetTraining
 from hwnas.search.width_search import AtomRequest, search_atoms
 from hwnas.spaces import GateSpace, find_space
-from hwnas.train.loop import make_optimizer, set_rates
+from hwnas.train.optimizers import make_optimizer, set_rates
 from hwnas.train.recipe import Gates, Phase, Recipe, load_recipe
 
 

@@ -24,7 +24,7 @@ from hwnas.search.figs_training import FigsTraining
 from hwnas.search.looks import Log
 from hwnas.spaces import AtomSpace, GateSpace, find_space
 from hwnas.train.chance import step_rng, torch_generator
-from hwnas.train.loop import learning_rate
+from hwnas.train.optimizers import learning_rate
 from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Atoms, Gates
 

@@ -17,7 +17,9 @@ from tiny_training import SPACE, batches, phase, supernet
 from hwnas.errors import HwnasError
 from hwnas.progress import NullProgress
 from hwnas.train.checkpoint import CheckpointStore, read_tensors
-from hwnas.train.loop import MetricsLog, learning_rate, make_optimizer, train_supernet
+from hwnas.train.loop import train_supernet
+from hwnas.train.metrics import MetricsLog
+from hwnas.train.optimizers import learning_rate, make_optimizer
 from hwnas.train.paths import uniform_paths
 
 

@@ -27,7 +27,7 @@ from hwnas.runs import RunFolder
 from hwnas.search.spos import SearchRequest, search
 from hwnas.spaces import AtomArch, AtomSpace, arch_from_json, find_space, get_space
 from hwnas.train.finish import write_net
-from hwnas.train.loop import MetricsLog
+from hwnas.train.metrics import MetricsLog
 from hwnas.train.recipe import Phase, Recipe
 from hwnas.train.retrain import TrainRequest, train_nets
 
