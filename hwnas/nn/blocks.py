@@ -221,6 +221,8 @@ def init_weights(
 ) -> None:
     """Draws all weights anew, as is usual for these nets: He (fan out) for convolutions, N(0, 0.01) for linear layers.
 
+    Biases begin at zero.
+
     Args:
         module: changed in place.
         generator: where the weights come from; None is torch's default generator.
@@ -230,6 +232,8 @@ def init_weights(
         if isinstance(part, nn.Conv2d):
             fan_out = part.out_channels * math.prod(part.kernel_size)
             nn.init.normal_(part.weight, std=math.sqrt(2 / fan_out), generator=generator)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
         elif isinstance(part, nn.BatchNorm2d):
             part.reset_parameters()
         elif isinstance(part, nn.Linear):

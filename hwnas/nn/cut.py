@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,14 +20,8 @@ from hwnas.trace.graph import Step, Value
 from hwnas.trace.narrow import Remains, remains
 from hwnas.trace.torch_fx import Reading, read_steps
 
-ACTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": nn.functional.relu, "relu6": nn.functional.relu6, "hardswish": nn.functional.hardswish,
-    "silu": nn.functional.silu, "tanh": torch.tanh, "gelu": nn.functional.gelu, "sigmoid": torch.sigmoid,
-    "hardsigmoid": nn.functional.hardsigmoid, "leakyrelu": nn.functional.leaky_relu,
-}  # fmt: skip
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Readable:
     """A net with its channels found: what gates, cuts and prices begin with."""
 
@@ -43,6 +37,17 @@ class Readable:
         """
         reading = read_steps(module, input_shape, deployed=False)
         return cls(reading, find_channels(reading.graph, reading.outputs, reading.layers))
+
+    @cached_property
+    def makers(self) -> dict[int, fx.Node]:
+        """The call that each step was read from."""
+        found: dict[int, fx.Node] = {}
+        for node in self.reading.traced.graph.nodes:
+            value = self.reading.values.get(node.name)
+            for one in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(one, Value) and one.ref != INPUT:
+                    found.setdefault(one.ref[0], node)  # a dropout behind it has the same value
+        return found
 
 
 def empty_groups(channels: Channels, alive: Tensor) -> frozenset[int]:
@@ -67,7 +72,7 @@ def cut(module: nn.Module, readable: Readable, alive: Tensor) -> fx.GraphModule:
     """
     channels = readable.channels
     left = remains(channels, empty_groups(channels, alive))
-    values = _Values(module, channels, left, alive.cpu())
+    values = _Values(module, readable, left, alive.cpu())
     for step in channels.graph.steps:
         values.follow(step, readable.reading.layers.get(step.index))
     result = _Surgery(module, readable, left, values).result()
@@ -101,12 +106,17 @@ class _Values:
     """
 
     module: nn.Module
-    channels: Channels
+    readable: Readable
     left: Remains
     alive: Tensor
     constants: dict[Ref, Tensor] = field(default_factory=dict)
     layers: dict[str, nn.Module] = field(default_factory=dict)
     shifts: dict[tuple[int, Ref], nn.BatchNorm2d] = field(default_factory=dict)
+
+    @property
+    def channels(self) -> Channels:
+        """Of the net."""
+        return self.readable.channels
 
     def __post_init__(self) -> None:
         self.constants[INPUT] = torch.zeros(len(self.channels.ids[INPUT]), dtype=torch.float64)
@@ -136,7 +146,7 @@ class _Values:
             self.constants[out] = torch.where(self.here(out), after, 0.0)
             return
         if step.kind == "act" and step.op is not None:
-            self.constants[out] = ACTS[step.op.act](before[0])
+            self.constants[out] = self._activated(step, before[0])
             self.constants[out][self.kept(out)] = 0
         elif step.kind == "add":
             self.constants[out] = before[0] + before[1]
@@ -152,6 +162,20 @@ class _Values:
         else:
             for port in range(len(step.outputs)):
                 self.constants[step.index, port] = torch.zeros(len(self.channels.ids[step.index, port])).double()
+
+    def _activated(self, step: Step, constants: Tensor) -> Tensor:
+        """By the net's own activation, which may have a slope or a form of its own."""
+        node = self.readable.makers[step.index]
+        x = constants.clone()  # it may work in place
+        if node.op == "call_module":
+            given: Tensor = self.module.get_submodule(str(node.target))(x)
+        elif node.op == "call_method":
+            given = getattr(x, str(node.target))(*node.args[1:], **node.kwargs)
+        else:
+            assert callable(node.target)
+            named = {name: x if isinstance(value, fx.Node) else value for name, value in node.kwargs.items()}
+            given = node.target(*(x if isinstance(one, fx.Node) else one for one in node.args), **named)
+        return given
 
     def _layer(self, layer: nn.Module, path: str, step: Step) -> Tensor:
         assert isinstance(layer, nn.Conv2d | nn.Linear)
@@ -237,6 +261,7 @@ class _Surgery:
     graph: fx.Graph = field(default_factory=fx.Graph)
     made: dict[fx.Node, fx.Node] = field(default_factory=dict)
     shifted: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    several: set[fx.Node] = field(default_factory=set)
     layers: dict[str, nn.Module] = field(default_factory=dict)
 
     def result(self) -> fx.GraphModule:
@@ -273,6 +298,7 @@ class _Surgery:
         arguments = [one for one in parts if isinstance(one, fx.Node) and one in self.made]
         if merged is not None and len(arguments) == 1:
             self.made[node] = self.shifted.get(arguments[0], self.made[arguments[0]])
+            self.several.add(self.made[node])  # it stands for two values now
             return
         if merged is None and len(arguments) < len(node.all_input_nodes):
             return  # such as a size of what is gone
@@ -280,8 +306,11 @@ class _Surgery:
         for one in node.all_input_nodes:
             self._shift(step, one)
 
+        in_place = self._in_place(node)
+
         def current(one: fx.Node) -> fx.Node:
-            return self.shifted.get(one) or self.made[one]
+            found = self.shifted.get(one) or self.made[one]
+            return self.graph.call_method("clone", (found,)) if in_place and found in self.several else found
 
         if merged == "concat":
             there = [current(part) for part in arguments]
@@ -290,6 +319,15 @@ class _Surgery:
             )
         else:
             self.made[node] = self.graph.node_copy(node, current)
+
+    def _in_place(self, node: fx.Node) -> bool:
+        """Whether a call overwrites what it is given."""
+        if node.op == "call_module":
+            return bool(getattr(self.module.get_submodule(str(node.target)), "inplace", False))
+        name = str(getattr(node.target, "__name__", node.target))
+        own = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
+        flags = [value for value in (*node.args[1:], node.kwargs.get("inplace")) if isinstance(value, bool)]
+        return name.endswith("_") or (own and name.startswith("i") and name != "invert") or any(flags)
 
     def _shift(self, step: int, node: fx.Node) -> None:
         value = self.readable.reading.values.get(node.name)

@@ -87,6 +87,7 @@ class Channels:
         runs: the same by groups.
         masks: where channels are masked.
         fixed: layers whose channels are (partly) in every net, with the reason.
+        strange: steps of layers that cannot be changed: no constant can be folded into them either.
     """
 
     graph: Graph
@@ -96,6 +97,7 @@ class Channels:
     runs: Mapping[Ref, tuple[Run, ...]]
     masks: tuple[Mask, ...]
     fixed: Mapping[str, str]
+    strange: frozenset[int] = frozenset()
 
     @property
     def count(self) -> int:
@@ -141,6 +143,8 @@ class _Finder:
     count: int = 0
     users: dict[Ref, list[Step]] = field(default_factory=lambda: defaultdict(list))
     calls: Counter[str] = field(default_factory=Counter)
+    strange: set[int] = field(default_factory=set)
+    something: set[Ref] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.raw[INPUT] = np.full(self.graph.input.shape[0], FIXED)
@@ -178,6 +182,7 @@ class _Finder:
         elif step.kind in ("conv", "linear"):
             self._layer(step)
         elif step.kind == "affine" and self._strange(step):
+            self.strange.add(step.index)
             self.fix_inputs(step, self._strange(step))
         elif step.kind in PASSING:
             self._pass(step)
@@ -211,6 +216,7 @@ class _Finder:
         if not why and op.bits:
             why = f"{step.name} is quantised"
         if why:
+            self.strange.add(step.index)
             self.made.append((step.name, np.full(step.outputs[0][0], FIXED)))
             self.ends.append((np.zeros(0, np.int64), why))
             self.fix_inputs(step, why)
@@ -223,11 +229,16 @@ class _Finder:
         ids = self.raw[step.inputs[0]]
         self.raw[step.index, 0] = ids
         act = step.op.act if step.op is not None and step.kind == "act" else ""
-        if act not in ZERO_KEEPING and any(user.kind != "mul" for user in self.users[step.index, 0]):
-            self.fix(step.inputs[0], f"{step.name} ({act}) makes something of nothing")
+        if act not in ZERO_KEEPING:
+            self.something.add((step.index, 0))
+            if any(user.kind != "mul" for user in self.users[step.index, 0]):
+                self.fix(step.inputs[0], f"{step.name} ({act}) makes something of nothing")
 
     def _tie(self, step: Step) -> None:
         first, second = (self.raw[ref] for ref in step.inputs)
+        if step.kind == "mul" and self.something.issuperset(step.inputs):
+            for ref in step.inputs:
+                self.fix(ref, f"{step.name} multiplies what is something where nothing goes in")
         if len(first) == len(second):
             self.ties.append((first, second))
         else:
@@ -259,7 +270,8 @@ class _Finder:
             why = next((reasons[label] for label in labels[np.concatenate(open_ends)] if label in reasons), "")
             if why or (raw < 0).any():
                 fixed[name] = why or next((end for ids, end in self.ends if end.startswith(f"{name} ")), "it is fixed")
-        return Channels(self.graph, outputs, groups, ids, runs, tuple(self._masks(ids)), fixed)
+        return Channels(self.graph, outputs, groups, ids, runs, tuple(self._masks(ids)), fixed,
+                        frozenset(self.strange))  # fmt: skip
 
     def _labels(self) -> tuple[NDArray[np.int64], dict[int, str]]:
         """A number for all channels that are tied, and for those of them that are fixed the reason.

@@ -108,6 +108,7 @@ class _Sweep:
     def _layer(self, step: Step) -> None:
         op, (entry,) = step.op, step.inputs
         assert op is not None
+        self._as_it_was(step, entry)
         there, entering = self.there((step.index, 0)), any(self.live[entry])
         if op.depthwise:
             self._depthwise(step, entry)
@@ -123,6 +124,15 @@ class _Sweep:
             moved = any(self.moved[entry]) or op.bias
             self.give(step, (False,) * len(there), tuple(one and moved for one in there))
 
+    def _as_it_was(self, step: Step, entry: Ref) -> None:
+        """A layer that cannot be changed gets what it always got."""
+        if step.index not in self.channels.strange:
+            return
+        if any(self.moved[entry]):
+            self.shift(step, entry)
+        if not all(self.live[entry]):
+            raise Severed(f"{step.name} would be fed something else")
+
     def _depthwise(self, step: Step, entry: Ref) -> None:
         op = step.op
         assert op is not None
@@ -137,6 +147,7 @@ class _Sweep:
 
     def _norm(self, step: Step) -> None:
         """Takes what is to be added in its mean; of a constant it makes another one."""
+        self._as_it_was(step, step.inputs[0])
         live = self.live[step.inputs[0]]
         there = self.there((step.index, 0))
         self.give(step, live, tuple(one and not other for one, other in zip(there, live, strict=True)))

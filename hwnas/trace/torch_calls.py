@@ -136,8 +136,12 @@ def _avg_pool(
     stride: Any = None,
     padding: Any = 0,
     ceil_mode: bool = False,
-    **_options: Any,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
 ) -> Value:
+    del count_include_pad
+    if divisor_override is not None:
+        raise ValueError("no mean")
     return _pool(call, "avg_pool", x, kernel_size, stride, padding, ceil_mode)
 
 
@@ -316,7 +320,7 @@ MODULES: dict[type[nn.Module], Callable[..., Any]] = {
         call, x, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode, layer.return_indices
     ),
     nn.AvgPool2d: lambda call, layer, x: _avg_pool(
-        call, x, layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode
+        call, x, layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode, True, layer.divisor_override
     ),
     nn.AdaptiveAvgPool2d: lambda call, _layer, x: _adaptive_avg_pool(call, x),
     nn.Hardtanh: lambda call, layer, x: _hardtanh(call, x, layer.min_val, layer.max_val),

@@ -181,7 +181,7 @@ class _Reader(fx.Interpreter):
             value = handler(call, *args, **kwargs)
             if [one.shape for one in _flat(value)] != call.shapes:
                 raise ValueError(label)
-        except (ValueError, TypeError, IndexError, AttributeError):
+        except (ValueError, TypeError, IndexError, AttributeError, RuntimeError):  # the last of numbers that learn
             del self.read.steps[steps:]
             values = self.read.unknown(inputs, call.shapes, label)
             value = values if isinstance(result, tuple | list) else values[0]
