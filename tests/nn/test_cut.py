@@ -21,11 +21,25 @@ def norm(cin: int, cout: int, kernel: int) -> nn.Sequential:
 
 
 class Model(nn.Module):
-    """A branch, of which nothing but a constant is left when `a` has no channel, added to the stem's output."""
+    """A branch, of which nothing but a constant is left when `a` has no channel, added to the stem's output.
 
-    def __init__(self, after: Callable[[Model, Tensor], Tensor], act: Callable[[Tensor], Tensor] = torch.relu) -> None:
+    Args:
+        after: what follows the sum.
+        act: of the branch.
+        quiet: nothing at all is left of the branch.
+    """
+
+    def __init__(
+        self,
+        after: Callable[[Model, Tensor], Tensor],
+        act: Callable[[Tensor], Tensor] = torch.relu,
+        *,
+        quiet: bool = False,
+    ) -> None:
         super().__init__()
         self.stem, self.a, self.b, self.c = norm(3, 4, 3), norm(4, 5, 3), norm(5, 6, 1), norm(6, 4, 1)
+        if quiet:
+            self.b, self.c = (nn.Sequential(nn.Conv2d(*sizes, 1, bias=False)) for sizes in ((5, 6), (6, 4)))
         self.plain = nn.Conv2d(4, 4, 1)
         self.groups = nn.Conv2d(4, 4, 1, groups=2)
         self.loose = nn.Conv2d(4, 4, 1, groups=2, bias=False)
@@ -101,6 +115,7 @@ def test_a_constant_reaches_what_cannot_take_it_in(name: str) -> None:
             check(Model(AFTER[name]), "a.")
     else:
         check(Model(AFTER[name]), "a.")
+        check(Model(AFTER[name], quiet=True), "a.")
 
 
 @pytest.mark.parametrize("name", ACTS)
