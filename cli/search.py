@@ -44,6 +44,7 @@ DATA = "fashion-mnist"
 @option("--latency", metavar="B", help="Budget: 17ms, 60% of the most expensive, zoo:NAME; several by comma.")
 @option("--macs", metavar="B", help="Budget: 330M; several by comma.")
 @option("--params", metavar="B", help="Budget: 4.2M; several by comma.")
+@option("--bytes", "bytes_", metavar="B", help="Budget of memory traffic, methods on gates: 12MB; several by comma.")
 @option("--front", type=click.IntRange(2), metavar="N", help="Up to N nets, accuracy against the first budget's cost.")
 @option("--bitops", metavar="B", help="Budget of a quantised space: 6.3G (G is 2^30); several by comma.")
 @option("--out", type=file_path, metavar="RUN", help="The run folder; the same one goes on  [default: one under runs/]")
@@ -66,6 +67,7 @@ def command(
     latency: str | None,
     macs: str | None,
     params: str | None,
+    bytes_: str | None,
     front: int | None,
     bitops: str | None,
     out: Path | None,
@@ -102,17 +104,22 @@ def command(
       torchrun --nproc-per-node 2 --no-python hwnas search --latency 17ms
     """
     _check_method(method)
-    given = {"latency": latency, "macs": macs, "params": params, "bitops": bitops}
+    given = {"latency": latency, "macs": macs, "params": params, "bytes": bytes_, "bitops": bitops}
     typed = {cost: text for cost, text in given.items() if text}
     if not typed and method not in ("atomnas", "figs", "morphnet"):
         raise UsageError(
             "give a budget: --latency 17ms, --macs 330M, --params 4M, or --bitops 6.3G of a quantised space"
         )
     wanted = _combinations(typed) if typed else [[]]
+    gated = method in GATE_METHODS or (space is not None and is_gated(space))
+    if bytes_ and not gated:
+        raise UsageError(f"--bytes is for {', '.join(GATE_METHODS)}, and width and random on spaces of gates")
+    if bitops and gated:
+        raise UsageError("--bitops is for quantised spaces, which have no gates")
     if front and method != "spos":
         raise UsageError("--front is for the method spos")
     info = _describe(terminal, data, image_size)
-    if method in ATOM_METHODS + GATE_METHODS or (space is not None and method == "random" and is_gated(space)):
+    if method in ATOM_METHODS + GATE_METHODS or (gated and method == "random"):
         from .search_atoms import search_atoms
 
         where = thread_count(train_threads), train_device or "cpu"

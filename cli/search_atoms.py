@@ -45,6 +45,7 @@ def search_atoms(terminal: Terminal, asked: Shared) -> dict[str, Any] | None:
         terminal.default("--recipe", usual)
     recipe = load_recipe(asked.recipe or usual)
     timed = any(spec.cost == "latency" for specs in asked.wanted for spec in specs)
+    timed |= isinstance(space, GateSpace) and recipe.gates.cost == "latency" and not any(asked.wanted)
     path = table_of(terminal, space, asked.lut, asked.device, needed=timed)
     model, notes = read_table(path) if path is not None else (None, {})
     check_calibrated(path, model, allowed=asked.allow_uncalibrated or not timed)

@@ -139,7 +139,7 @@ def zoo_cost(
 
     network = zoo_network(name)
     if cost != "latency":
-        return float(getattr(network, cost))
+        return float(network.traffic_bytes if cost == "bytes" else getattr(network, cost))
     assert model is not None
     predicted = model.predict(network)
     if predicted.latency_ms is None:

@@ -15,13 +15,21 @@ LATENCY_UNITS_MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 
 _COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 _BIT_COUNTS = {"": 1.0, "k": 2.0**10, "m": 2.0**20, "g": 2.0**30}
-UNITS = {"latency": LATENCY_UNITS_MS, "macs": _COUNTS, "params": _COUNTS, "bitops": _BIT_COUNTS}
+_BYTES = {prefix + unit: value for prefix, value in _COUNTS.items() for unit in ("", "b") if prefix or unit}
+UNITS = {
+    "latency": LATENCY_UNITS_MS,
+    "macs": _COUNTS,
+    "params": _COUNTS,
+    "bytes": {"": 1.0, **_BYTES},
+    "bitops": _BIT_COUNTS,
+}
 """The costs that a budget can limit and their units. The prefixes of BitOps are binary, as in the papers' tables."""
 
 FORMS = {
     "latency": "17ms, 1.2s, 800us, 60% (of the most expensive architecture) or zoo:NAME (as much as that net)",
     "macs": "330M, 1.5G, 330000000, 60% (of the most expensive architecture) or zoo:NAME (as much as that net)",
     "params": "4.2M, 4200000, 60% (of the most expensive architecture) or zoo:NAME (as much as that net)",
+    "bytes": "12MB, 800kB, 60% (of the most expensive architecture) or zoo:NAME (as much as that net)",
     "bitops": "6.3G (G is 2^30), 60% (of the most expensive architecture) or zoo:NAME (as much as that net)",
 }
 """What can be typed, for messages and help."""
@@ -35,7 +43,7 @@ class Budget:
     """An upper limit on one cost.
 
     Attributes:
-        cost: ``latency``, ``macs``, ``params`` or ``bitops``.
+        cost: ``latency``, ``macs``, ``params``, ``bytes`` (of traffic) or ``bitops``.
         limit: in ms for latency, else a plain count. What costs exactly this much meets the budget.
         text: as it was typed.
     """
@@ -118,11 +126,11 @@ def format_cost(cost: str, value: float) -> str:
     """`value` of a cost for people, in its unit: ``0.31 ms``, ``330M``."""
     if cost == "latency":
         return f"{value:.3g} ms" if value < 1000 else f"{value / 1000:.4g} s"
-    prefixes = _BIT_COUNTS if cost == "bitops" else _COUNTS
+    prefixes, unit = _BIT_COUNTS if cost == "bitops" else _COUNTS, "B" if cost == "bytes" else ""
     for prefix in ("g", "m", "k"):
         if abs(value) >= prefixes[prefix]:
-            return f"{value / prefixes[prefix]:.4g}{prefix.upper() if prefix != 'k' else 'k'}"
-    return f"{value:.4g}"
+            return f"{value / prefixes[prefix]:.4g}{prefix.upper() if prefix != 'k' else 'k'}{unit}"
+    return f"{value:.4g}{unit}"
 
 
 def at_least(cost: str, value: float) -> str:

@@ -204,9 +204,7 @@ class GateCount(GateCost):
 
     def total(self, widths: Widths) -> float:
         network = self.network(widths)
-        if self.name == "bytes":
-            return float(sum(op.traffic_bytes() for op in network.ops))
-        return float(getattr(network, self.name))
+        return float(network.traffic_bytes if self.name == "bytes" else getattr(network, self.name))
 
     def upper(self, widths: Widths) -> float:
         return self.total(self.deployed(widths))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hwnas.atom_costs import monotone
 from hwnas.errors import HwnasError
 from hwnas.gate_costs import Floats, GateCost
+from hwnas.ops import Op
 from hwnas.spaces.gated import GateSpace
 from hwnas.spaces.widths import Widths
 
@@ -72,7 +73,7 @@ class GateLatency(GateCost):
             for i in range(len(xs)):
                 for j in range(len(ys)):
                     op = asked.get((index, i, j)) or asked.get((index, len(xs) - 1, j))
-                    table[i, j] = (known[op] if op is not None else None) or 0.0
+                    table[i, j] = 0.0 if op is None else self._known_ms(op, known[op])
             table[0, :] = table[:, 0] = 0.0
             if not self._terms[index].pairs:
                 table[:] = table[-1]
@@ -80,6 +81,14 @@ class GateLatency(GateCost):
             self._x[index], self._y[index] = _padded(xs, size), _padded(ys, size)
             filled = np.pad(table, ((0, size - len(xs)), (0, size - len(ys))), "edge")
             self._ms[index] = filled
+
+    def _known_ms(self, op: Op, found_ms: float | None) -> float:
+        if found_ms is None and op.kind != "concat":  # which has too many shapes to be in every table
+            raise HwnasError(
+                f"{self._model.path} lacks operators such as '{op.key}': run 'hwnas profile --space {self.space.name} "
+                f"--lut {self._model.path}'"
+            )
+        return found_ms or 0.0
 
     @cached_property
     def _rest(self) -> float:

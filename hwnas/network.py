@@ -110,6 +110,11 @@ class Network:
         return sum(op.bitops for op in self.ops)
 
     @property
+    def traffic_bytes(self) -> int:
+        """Of one image in float32: what every operator reads and writes, and the weights."""
+        return sum(op.traffic_bytes() for op in self.ops)
+
+    @property
     def quantised(self) -> bool:
         """Whether any convolution is quantised: then no runtime here runs it as it is meant, and it has no latency."""
         return any(op.bits for op in self.ops)

@@ -37,6 +37,10 @@ def _no_zoo(name: str) -> float:
         ("macs", "330000000", 330e6),
         ("params", "4.2M", 4.2e6),
         ("params", "50%", 3.0),
+        ("bytes", "12MB", 12e6),
+        ("bytes", "800 kB", 800e3),
+        ("bytes", "512b", 512.0),
+        ("bytes", "1.5g", 1.5e9),
         ("bitops", "6G", 6 * 2.0**30),
     ],
 )

@@ -81,9 +81,12 @@ class Landing:
     logit_change: float | None = None
 
     def shares(self) -> dict[str, float]:
-        """How much of the reduction came from the controller and how much from the projection."""
+        """How much of the reduction came from the controller and how much from the projection.
+
+        Below zero the projection took back what the controller had removed too much.
+        """
         whole = self.before - self.after
         if whole <= 0:
             return {"controller": 0.0, "projection": 0.0}
-        by_projection = max(0.0, self.controlled - self.after) / whole
+        by_projection = (self.controlled - self.after) / whole
         return {"controller": 1 - by_projection, "projection": by_projection}

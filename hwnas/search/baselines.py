@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from hwnas.budget import at_least
 from hwnas.errors import ClaimError
 from hwnas.search.atom_projection import Limit
 from hwnas.spaces.gated import GateSpace
@@ -16,6 +17,9 @@ def multiplied(space: WidthSpace, limits: Sequence[Limit]) -> Widths:
     """The widest net with one multiplier on all branches that meets every limit (by bisection).
 
     In stairs one multiplier comes in coarse steps: see `_fuller`.
+
+    Raises:
+        ClaimError: the least multiplier does not; it says what that net costs.
     """
     stairs = any(limit.cost.in_stairs for limit in limits)
 
@@ -31,6 +35,10 @@ def multiplied(space: WidthSpace, limits: Sequence[Limit]) -> Widths:
     low, high = 0.0, 1.0
     if all(limit.met(at(1.0)) for limit in limits):
         return at(1.0)
+    for limit in limits:
+        if not limit.met(at(0.0)):
+            least = at_least(limit.cost.name, limit.cost.upper(at(0.0)))
+            raise ClaimError(f"no width multiplier meets the budget for {limit.cost.name}: give {least} or more")
     for _ in range(20):
         middle = (low + high) / 2
         low, high = (middle, high) if all(limit.met(at(middle)) for limit in limits) else (low, middle)

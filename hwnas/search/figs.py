@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from hwnas.errors import HwnasError
 from hwnas.gate_costs import GateCost
 from hwnas.nn.gates import GatedNet
 from hwnas.progress import NullProgress, duration
 from hwnas.runs import NetFolder, RunFolder
 from hwnas.search.baselines import multiplied, random_arch
 from hwnas.search.figs_training import FigsTraining
-from hwnas.search.gate_training import GateTraining
+from hwnas.search.gate_training import Died, GateTraining
 from hwnas.search.looks import Log
 from hwnas.search.morphnet import MorphNetTraining
 from hwnas.search.width_search import AtomGoal
@@ -29,7 +30,7 @@ from hwnas.search.width_work import WidthShop, WidthWork
 from hwnas.spaces.gated import GateSpace
 from hwnas.spaces.widths import AtomArch, Widths
 from hwnas.train.chance import step_rng, torch_generator
-from hwnas.train.checkpoint import CheckpointStore
+from hwnas.train.checkpoint import CheckpointStore, write_atomically
 from hwnas.train.ema import Averaging
 from hwnas.train.evaluate import accuracy
 from hwnas.train.finish import accuracy_at_last, write_net
@@ -75,7 +76,7 @@ class GateShop(WidthShop):
             readable=space.readable,
         )  # fmt: skip
         net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        cost = goal.limits[0].cost if goal.limits else request.costs["macs"]
+        cost = goal.limits[0].cost if goal.limits else request.costs[gates.cost]
         assert isinstance(cost, GateCost)
         phase = request.recipe.supernet
         optimizer = make_optimizer(net.net, phase)
@@ -128,9 +129,14 @@ class GateWork(WidthWork):
         folder = self.run.net(goal.name)
         for stale in ("result.json", "verify.json"):
             (folder.path / stale).unlink(missing_ok=True)
-        for line in self.space.channels.report():
+        report = self.space.channels.report()
+        write_atomically(self.run.path / "channels.txt", "".join(f"{line}\n" for line in report).encode())
+        for line in report:
             if line.startswith("not gated"):
                 self.progress.note(line)
+        tied = sum(len(group.layers) > 1 for group in self.space.groups)
+        self.progress.note(f"{self.space.channels.count} channels in {len(self.space.groups)} groups can go, {tied} of "
+                           f"which tie several layers: {self.run.path / 'channels.txt'}")  # fmt: skip
         self.progress.stage(f"{'Searching' if self.searches else 'Training'} for {goal.name}")
         folder.path.mkdir(parents=True, exist_ok=True)
         self._say_how_long(goal)
@@ -160,7 +166,14 @@ class GateWork(WidthWork):
         self.order("search", goal)
         training = self.shop.training(goal, self.ranks, Log(folder.path / "gates.jsonl"))
         store, metrics = CheckpointStore(self.run.checkpoints, name), MetricsLog(folder.path / "metrics.csv")
-        self.shop.search(training, store=store, metrics=metrics, progress=self.progress)
+        try:
+            self.shop.search(training, store=store, metrics=metrics, progress=self.progress)
+        except Died as died:
+            if not died.step:
+                raise
+            raise HwnasError(
+                f"{died}; its state after step {died.step} is kept: {store.keep(died.step, died.tensors)}"
+            ) from None
         widths, keep = training.land()
         if not self.request.recipe.gates.inherit:
             generator = torch_generator(step_rng(self.request.seed, "weights", 1))

@@ -24,7 +24,7 @@ class FigsTraining(GateTraining):
     def _started(self) -> None:
         settings: dict[str, Any] = {"params": [self.net.logits], "weight_decay": 0.0}
         if "eps" in self.optimizer.defaults:
-            settings["eps"] = 1.0
+            settings["eps"] = settings["own_eps"] = 1.0
         self.optimizer.add_param_group(settings)
 
     def _first_penalty(self) -> float:

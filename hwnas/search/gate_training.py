@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hwnas.atom_costs import cheapest
 from hwnas.errors import HwnasError
 from hwnas.gate_costs import GateCost
 from hwnas.nn.gates import GatedNet
@@ -19,6 +20,7 @@ from hwnas.search.atom_projection import Limit, project
 from hwnas.search.looks import Log
 from hwnas.spaces.gated import GateSpace
 from hwnas.spaces.widths import Branch, Widths, with_number
+from hwnas.train.checkpoint import tensors_of
 from hwnas.train.ema import Ema
 from hwnas.train.ranks import SOLO, Ranks
 from hwnas.train.recipe import Gates
@@ -29,6 +31,19 @@ fall for some time before channels go, and without it lambda would swing."""
 
 UNDER = 0.97
 """A net that uses less of its budget than this is filled up again with the worthiest of the channels that went."""
+
+
+class Died(HwnasError):
+    """Lambda left nothing of the net.
+
+    Attributes:
+        step: after which there still was a net, 0 where there was none.
+        tensors: the state of then, as checkpoints have it.
+    """
+
+    def __init__(self, message: str, step: int, tensors: dict[str, Tensor]) -> None:
+        super().__init__(message)
+        self.step, self.tensors = step, tensors
 
 
 @dataclass
@@ -61,6 +76,7 @@ class GateTraining(ABC):
     ema: Ema = field(init=False)
     penalty: float = field(init=False, default=0.0)
     landing: Landing | None = field(init=False, default=None)
+    _good: tuple[int, dict[str, Tensor]] = field(init=False, default=(0, {}))
 
     def __post_init__(self) -> None:
         self.ema = Ema(self.net, self.settings.ema_decay)
@@ -115,7 +131,17 @@ class GateTraining(ABC):
             self._penalise(torch.zeros_like(self.net.logits), lr)
 
     def after_update(self, done: int) -> None:
-        """Averages; now and then lambda; at the end the net is brought onto its budget."""
+        """Averages; now and then lambda; at the end the net is brought onto its budget.
+
+        Raises:
+            Died: nothing is left of the net.
+            HwnasError: what channels are worth is not a number any more.
+        """
+        if not bool(torch.isfinite(self.worth()).all()):
+            raise HwnasError(
+                f"what channels are worth is not a number after step {done}: lower lr in [supernet] or [gates] of the "
+                "recipe and choose another --out"
+            )
         self.ema.update(self.net)
         if done % self.settings.control_steps == 0:
             self._control(done)
@@ -132,11 +158,14 @@ class GateTraining(ABC):
     def _control(self, done: int) -> None:
         if not self.limits:
             if not self.space.viable(self.space.empty_of(self.wanted())):
-                raise HwnasError(
+                raise Died(
                     f"all channels that the image needs to reach the output died by step {done}: a penalty of "
-                    f"{self.settings.penalty:g} is too strong; lower gates.penalty in the recipe, or give a budget "
-                    "(the last checkpoint before is kept)"
+                    f"{self.settings.penalty:g} is too strong; lower gates.penalty in the recipe and choose another "
+                    "--out, or give a budget",
+                    *self._good,
                 )
+            state = tensors_of(self.net, self.optimizer, self)
+            self._good = done, {name: tensor.detach().clone() for name, tensor in state.items()}
             return
         before, passed = self._excess, self.settings.control_steps / self.steps
         self._excess = self.ranks.tell(self._over(done / self.steps) / self._first)
@@ -192,8 +221,12 @@ class GateTraining(ABC):
         if not found.met or used < UNDER:  # too much went, or what is left does not fit: from the whole net down
             again = project(self.space, self._importance(self.space.full, worth), self.limits)
             found = again if again.met else found
-        if not found.met:
-            raise HwnasError("the budget cannot be met by removing channels: give a larger one")
+        if not found.met:  # worth says little where so little can stay
+            least = (limit.cost.deployed(cheapest(self.space, limit.cost)) for limit in self.limits)
+            met = next((net for net in least if all(limit.met(net) for limit in self.limits)), None)
+            if met is None:
+                raise HwnasError("the budgets cannot be met together by removing channels: give larger ones")
+            return self._filled(met, worth)
         if not any(limit.cost.in_stairs for limit in self.limits):
             return found.widths
         return self._filled(found.widths, worth)

@@ -55,11 +55,16 @@ class GateSpace(WidthSpace):
 
         from hwnas.nn.cut import Readable
 
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            net = self._make(self.input_shape, self.num_classes)
+        with torch.random.fork_rng(devices=[]):
+            try:
+                with torch.device("meta"):
+                    net = self._make(self.input_shape, self.num_classes)
+            except NotImplementedError:  # it looks at its weights while it is made, as RegNets do
+                net = self._make(self.input_shape, self.num_classes)
         found = Readable.of(net, self.input_shape)
         if not found.channels.groups:
-            raise HwnasError(f"{self.name} has no channels that could go")
+            layer, why = next(iter(found.channels.fixed.items()), ("it", "it has no convolution"))
+            raise HwnasError(f"{self.name} has no channels that could go: {layer}: {why}")
         return found
 
     @property

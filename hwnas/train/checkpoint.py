@@ -69,9 +69,13 @@ class CheckpointStore:
         Raises:
             HwnasError: the disk is full.
         """
+        return self.keep(step, tensors_of(module, optimizer, carried))
+
+    def keep(self, step: int, tensors: dict[str, torch.Tensor]) -> Path:
+        """As `save`, of what `tensors_of` said then."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.name}-{step:09d}.safetensors"
-        write_tensors(path, tensors_of(module, optimizer, carried), step=step)
+        write_tensors(path, tensors, step=step)
         self.drop_old()
         return path
 

@@ -28,13 +28,13 @@ def set_rates(optimizer: torch.optim.Optimizer, phase: Phase, step: int) -> floa
     """Sets an optimizer's learning rates for a step, and Adam's epsilon where it is TensorFlow's; returns the rate.
 
     TensorFlow 1 divides by ``sqrt(v) + eps`` with v not yet corrected for its bias: in torch's terms, by an epsilon
-    that is ``1 / sqrt(1 - beta2^t)`` times as large.
+    that is ``1 / sqrt(1 - beta2^t)`` times as large; a group's ``own_eps`` goes before that of the phase.
     """
     lr = learning_rate(phase, step)
     for group in optimizer.param_groups:
         group["lr"] = lr
         if phase.tf_epsilon and "eps" in group:
-            group["eps"] = phase.eps / math.sqrt(1 - group["betas"][1] ** (step + 1))
+            group["eps"] = group.get("own_eps", phase.eps) / math.sqrt(1 - group["betas"][1] ** (step + 1))
     return lr
 
 

@@ -169,8 +169,10 @@ class Gates(BaseModel):
         lr: of the logits, the same in every step; None is that of the weights. Their Adam has an epsilon of 1.0, so
             that a step is `lr` times the gradient: without it lambda would hardly matter. The paper's 1.6 is for
             250,000 steps; fewer need more.
-        penalty: lambda, of the cost as a share of the whole net's: with a budget where the controller begins, without
-            one for the whole search.
+        cost: what lambda is of where there is no budget; with one it is what the first budget limits.
+        penalty: lambda, of that cost as a share of the whole net's: with a budget where the controller begins, without
+            one for the whole search. A paper's lambda, of the plain cost in its unit (equation 6, in which every
+            convolution between two gated ones counts twice), is this one divided by twice the whole net's cost.
         form: the penalty is of the ``expected`` cost (equation 6) or of the ``sampled`` one (equation 5).
         latency: by the table's ``curves`` or ``bilinear``, see `hwnas.gate_latency`.
         export: ``expected`` keeps floor(sum of pi) channels of each group, those of the largest pi; ``alive`` those
@@ -188,7 +190,8 @@ class Gates(BaseModel):
 
     tau: float = Field(default=1e-3, gt=0)
     backward_tau: float | None = Field(default=None, gt=0)
-    start: float = 2.5
+    start: float = Field(default=2.5, ge=-10, le=10, allow_inf_nan=False)
+    cost: Literal["macs", "params", "bytes", "latency"] = "macs"
     lr: float | None = Field(default=None, gt=0)
     penalty: float = Field(default=1.0, ge=0)
     form: Literal["expected", "sampled"] = "expected"

@@ -38,6 +38,8 @@ def test_a_search_by_params_is_trained_within_them_exported_and_verified(hwnas: 
         (("--method", "figs", "--space", "proxyless-tiny", "--macs", "50%"), "has no gates: this method searches"),
         (("--space", "figs-fbnet-tiny", "--macs", "50%"), "it is for --method figs, morphnet, width and random"),
         (("--method", "figs", "--space", "torchvision:vit_b_16", "--macs", "50%"), "VisionTransformer"),
+        (("--bytes", "50%"), "--bytes is for figs, morphnet, and width and random on spaces of gates"),
+        (("--method", "figs", "--bitops", "50%"), "--bitops is for quantised spaces"),
         (("--method", "figs", "--latency", "50%", "--space", "figs-fbnet-tiny"), "--space figs-fbnet-tiny"),
     ],
 )

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import pytest
 import torch
 from tiny_images import write_dataset
 
-from hwnas.budget import Budget
+from hwnas.atom_costs import cheapest
+from hwnas.budget import Budget, parse_budget
 from hwnas.errors import ClaimError, HwnasError
 from hwnas.export import parity
 from hwnas.gate_costs import GateCount, gate_costs
@@ -27,10 +29,11 @@ from hwnas.network import Network
 from hwnas.nn.gates import GatedNet
 from hwnas.ops import Op
 from hwnas.progress import NullProgress
+from hwnas.search.atom_control import Landing
 from hwnas.search.atom_projection import Limit, project
-from hwnas.search.baselines import random_arch
+from hwnas.search.baselines import multiplied, random_arch
 from hwnas.search.figs_training import FigsTraining
-from hwnas.search.gate_training import GateTraining
+from hwnas.search.gate_training import Died, GateTraining
 from hwnas.search.morphnet import MorphNetTraining
 from hwnas.search.width_search import AtomRequest, search_atoms
 from hwnas.spaces import GateSpace, find_space
@@ -134,13 +137,67 @@ def test_without_a_task_the_controller_brings_the_cost_onto_its_course() -> None
 def test_a_penalty_that_kills_everything_is_said_so_and_channels_that_are_needed_come_back() -> None:
     strong = trainer(penalty=1e6, lr=1.0)
     strong.net.logits.data.fill_(-9.0)
-    with pytest.raises(HwnasError, match="too strong; lower gates"):
+    with pytest.raises(Died, match="too strong; lower gates") as died:
         strong.after_update(10)
+    assert died.value.step == 0  # there never was a net
+    strong.net.logits.data.fill_(1.0)
+    strong.after_update(20)
+    strong.net.logits.data.fill_(-9.0)
+    strong.after_update(25)  # not looked at
+    with pytest.raises(Died, match="died by step 30") as died:
+        strong.after_update(30)
+    assert died.value.step == 20
+    assert (died.value.tensors["model/logits"] == 1.0).all()
     limited = trainer(limits=[Limit(COSTS["params"], 0.5 * COSTS["params"].upper(SPACE.full))])
     limited.net.logits.data.fill_(-9.0)
     widths, _ = limited.land()
     assert SPACE.viable(SPACE.empty_of(widths))
     assert COSTS["params"].upper(widths) <= limited.limits[0].most
+
+
+@pytest.mark.parametrize("kind", [FigsTraining, MorphNetTraining])
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_what_is_no_number_is_said_in_a_line(kind: type[GateTraining], share: float | None) -> None:
+    limits = [Limit(COSTS["params"], share * COSTS["params"].upper(SPACE.full))] if share else []
+    training = trainer(kind, limits=limits)
+    for parameter in training.net.parameters():
+        parameter.data.fill_(math.nan)
+    with pytest.raises(HwnasError, match="not a number after step 3: lower lr"):
+        training.after_update(3)
+
+
+@pytest.mark.parametrize("times", [1.0, 1.05, 1.3])
+@pytest.mark.parametrize(("name", "cost_name"), [("figs-resnet50-tiny", "latency"), ("figs-oneshot-tiny", "params")])
+def test_the_least_budgets_are_met(name: str, cost_name: str, times: float) -> None:
+    """Worth alone may lead a projection to a net that is a little too large; the cheapest one takes its place."""
+    space = space_of(name)
+    cost = gate_costs(space, Device(), stairs=True)[cost_name]  # type: ignore[arg-type]
+    limit = Limit(cost, times * cost.upper(cost.deployed(cheapest(space, cost))))
+    plain = space.supernet(generator=torch.Generator().manual_seed(0))
+    net = GatedNet(plain, space.input_shape, readable=space.readable)
+    optimizer = make_optimizer(net.net, Phase(steps=20, batch_size=2, optimizer="adamw", lr=1e-3))
+    for seed in range(3):
+        net.logits.data.normal_(-2, 2, generator=torch.Generator().manual_seed(seed))
+        training = FigsTraining(space, net, optimizer, cost, (limit,), Gates(), 20)
+        widths, _ = training.land()
+        assert limit.met(widths)
+        optimizer.param_groups.pop()
+
+
+def test_a_width_multiplier_that_cannot_be_small_enough_is_refused_with_what_it_could_be() -> None:
+    space = space_of("figs-fbnet-tiny")
+    cost = gate_costs(space, None, stairs=True)["params"]
+    least = cost.upper(cheapest(space, cost))
+    with pytest.raises(
+        ClaimError, match=r"no width multiplier meets the budget for params: give [\d.]+k or more"
+    ) as no:
+        multiplied(space, [Limit(cost, 1.1 * least)])
+    (budget,) = parse_budget("params", str(no.value).split("give ")[1].split(" or")[0])
+    assert Limit(cost, budget.value).met(multiplied(space, [Limit(cost, budget.value)]))
+
+
+def test_what_the_projection_takes_back_is_said() -> None:
+    assert Landing(1, 100.0, 40.0, 50.0).shares() == {"controller": 1.2, "projection": pytest.approx(-0.2)}
 
 
 def test_morphnet_penalises_the_scales_of_every_batchnorm() -> None:
@@ -179,6 +236,26 @@ def test_tensorflows_epsilon_is_a_warm_up() -> None:
         assert float(value.detach()) == pytest.approx(wanted, abs=6e-4)
 
 
+def test_the_logits_have_an_epsilon_of_their_own() -> None:
+    """At the weights' 1e-8 Adam would take lambda's size out of their steps (facts.md, trap 6)."""
+    phase = Phase(steps=20, batch_size=2, optimizer="adam", lr=1e-3, eps=1e-8, tf_epsilon=True)
+    net = GatedNet(SPACE.supernet(generator=torch.Generator().manual_seed(0)), SPACE.input_shape,
+                   readable=SPACE.readable)  # fmt: skip
+    optimizer = make_optimizer(net.net, phase)
+    FigsTraining(SPACE, net, optimizer, COSTS["params"], (), Gates(), 20)
+    set_rates(optimizer, phase, 999)
+    weights, logits = optimizer.param_groups[0], optimizer.param_groups[-1]
+    assert logits["params"] == [net.logits]
+    assert logits["eps"] == pytest.approx(1e8 * weights["eps"])
+    assert weights["eps"] == pytest.approx(1e-8 / math.sqrt(1 - 0.999**1000))
+
+
+@pytest.mark.parametrize("start", [math.nan, 20.0, -200.0])
+def test_gates_that_could_never_move_are_refused(start: float) -> None:
+    with pytest.raises(ValueError, match="start"):
+        Gates(start=start)
+
+
 def test_recipes_that_ship_are_recipes_of_gates() -> None:
     paper = load_recipe("figs-paper")
     assert (paper.gates.tau, paper.gates.start, paper.gates.lr) == (1e-3, 2.5, None)
@@ -214,7 +291,8 @@ def request(data: Path, out: Path, method: str = "figs", *budgets: tuple[str, fl
 
 @pytest.mark.parametrize(
     ("method", "cost", "share"),
-    [("figs", "latency", 0.5), ("morphnet", "macs", 0.5), ("width", "latency", 0.5), ("random", "params", 0.5)],
+    [("figs", "latency", 0.5), ("figs", "bytes", 0.5), ("morphnet", "macs", 0.5), ("width", "latency", 0.5),
+     ("random", "params", 0.5)],
 )  # fmt: skip
 def test_a_search_ends_within_its_budget_with_a_net(
     data: Path, tmp_path: Path, method: str, cost: str, share: float
@@ -222,7 +300,7 @@ def test_a_search_ends_within_its_budget_with_a_net(
     outcome = search_atoms(request(data, tmp_path / "run", method, (cost, share)), NullProgress())
     (result,) = outcome.results
     (budget,) = result["budgets"]
-    spent = {"latency": result["high_ms"], "macs": result["macs"], "params": result["params"]}[cost]
+    spent = result["high_ms"] if cost == "latency" else result[cost]
     assert 0.8 * budget["limit"] < spent <= budget["limit"]
     folder = tmp_path / "run" / "nets" / result["net"]
     loaded = load_model(str(folder))
@@ -245,9 +323,15 @@ def test_without_a_budget_the_penalty_stays_and_an_impossible_budget_is_found_at
     data: Path, tmp_path: Path
 ) -> None:
     (result,) = search_atoms(request(data, tmp_path / "free"), NullProgress()).results
+    assert "channels tied: " in (tmp_path / "free/channels.txt").read_text()
     assert result["budget_used"] is None
     rows = [json.loads(line) for line in (tmp_path / "free/nets/unlimited/gates.jsonl").read_text().splitlines()]
     assert {row["penalty"] for row in rows} == {0.01}
+    assert "macs" in rows[0]
+    by_bytes = request(data, tmp_path / "bytes")
+    changed = by_bytes.recipe.model_copy(update={"gates": by_bytes.recipe.gates.model_copy(update={"cost": "bytes"})})
+    search_atoms(replace(by_bytes, recipe=changed), NullProgress())
+    assert '"bytes"' in (tmp_path / "bytes/nets/unlimited/gates.jsonl").read_text()
     with pytest.raises(ClaimError, match="no architecture of figs-resnet50-tiny meets params"):
         search_atoms(request(data, tmp_path / "none", "figs", ("params", 1e-5)), NullProgress())
     assert not (tmp_path / "none").exists()
