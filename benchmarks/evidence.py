@@ -273,7 +273,7 @@ def against_width(bench: Bench, method: str, space: str, budgets: Budgets, recip
     table(found)
     at_one_latency(found[method], found["width"])
     shares = [net.result["reduction"] for net in found[method]]
-    most = max(row["projection"] for row in shares)
+    most = max(abs(row["projection"]) for row in shares)
     mean = {key: float(np.mean([row[key] for row in shares])) for key in shares[0]}
     print(f"  reduced {reduction_text(mean)} (at most {100 * most:.1f}%, of 10% allowed: "
           f"{'kept' if most <= 0.1 else 'BROKEN'})", flush=True)  # fmt: skip
