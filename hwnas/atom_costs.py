@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hwnas.errors import HwnasError
 from hwnas.ops import Op
 from hwnas.spaces.atoms import AtomSpace
-from hwnas.spaces.widths import AtomArch, Branch, Widths, WidthSpace
+from hwnas.spaces.widths import AtomArch, Branch, Widths, WidthSpace, with_number
 
 if TYPE_CHECKING:
     from hwnas.latency.model import LatencyModel
@@ -22,6 +22,10 @@ FLOOR = 0.1
 
 REACH = 16
 """Atoms to either side that the slope of a latency is taken over: a block of channels of the widest kernels."""
+
+
+LOW_STAIRS = 5
+"""Stairs of a branch among which its cheapest is looked for."""
 
 
 class AtomCost(ABC):
@@ -242,6 +246,27 @@ def cheapest(space: WidthSpace, cost: AtomCost) -> Widths:
             options.append(row)
         least[block] = min(options, key=lambda row, b=block: cost.upper(_with(least, b, row)))  # type: ignore[misc]
     return tuple(map(tuple, least))
+
+
+def cheaper(space: WidthSpace, cost: AtomCost, widths: Widths, enough: float) -> Widths:
+    """From `widths` one branch after the other to its cheapest low stair, or none, until the cost is `enough`.
+
+    The fewest channels are not always the fastest: some devices run eight channels slower than sixteen.
+    """
+    now, better = cost.upper(widths), True
+    while better and now > enough:
+        better = False
+        for branch in space.branches():
+            atoms = widths[branch[0]][branch[1]]
+            for stair in space.stairs(*branch)[:LOW_STAIRS] if atoms else ():
+                other = with_number(widths, branch, stair)
+                if stair == widths[branch[0]][branch[1]] or not (stair or space.viable(space.empty_of(other))):
+                    continue
+                if (costs := cost.upper(other)) < now:
+                    widths, now, better = other, costs, True
+            if now <= enough:
+                break
+    return widths
 
 
 def _cheapest(space: WidthSpace, cost: AtomCost) -> Widths:

@@ -6,6 +6,7 @@ or is in proportion to their product, as the papers' costs are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -110,7 +111,12 @@ class GateLatency(GateCost):
     def _of(self, widths: Widths) -> tuple[float, float]:
         filled = self.deployed(widths)
         if filled not in self._ends:
-            self._ends[filled] = self._model.search_ends(self.network(filled))
+            try:
+                self._ends[filled] = self._model.search_ends(self.network(filled))
+            except HwnasError:  # a constant may need an operator that no other net has: then nobody knows
+                if filled == self.gates.full:
+                    raise
+                self._ends[filled] = math.inf, math.inf
         return self._ends[filled]
 
     def total(self, widths: Widths) -> float:

@@ -21,7 +21,10 @@ CALIBRATION_SCALES = (0.03, 1.0)
 
 
 def cover_archs(space: WidthSpace, seed: int = 0) -> list[AtomArch]:
-    """Architectures in which every branch has every number of its stairs at least `TIMES` times, drawn at random."""
+    """Architectures in which every branch has every number of its stairs at least `TIMES` times, drawn at random.
+
+    The last one is the whole net: shares are of what it costs, and it has concatenations that no other has.
+    """
     rng = np.random.default_rng([seed, 22])
     stairs = {branch: space.stairs(*branch) for branch in space.branches()}
     count = TIMES * max(map(len, stairs.values()))
@@ -29,21 +32,22 @@ def cover_archs(space: WidthSpace, seed: int = 0) -> list[AtomArch]:
         branch: np.concatenate([rng.permutation(steps) for _ in range(-(-count // len(steps)))])[:count]
         for branch, steps in stairs.items()
     }
-    return [_arch(space, {branch: int(column[index]) for branch, column in columns.items()}) for index in range(count)]
+    drawn = [_arch(space, {branch: int(column[index]) for branch, column in columns.items()}) for index in range(count)]
+    return [*drawn, space.supernet_arch]
 
 
 def calibration_archs(space: WidthSpace, count: int, seed: int = 0) -> list[AtomArch]:
-    """`count` architectures from small ones to about the supernet, the branches of each drawn independently."""
+    """`count` architectures from small ones to the supernet itself, the branches of others drawn independently."""
     rng = np.random.default_rng([seed, 23])
     found = []
-    for scale in np.geomspace(*CALIBRATION_SCALES, count):
+    for scale in np.geomspace(*CALIBRATION_SCALES, count)[:-1]:
         drawn = {}
         for branch in space.branches():
             steps = space.stairs(*branch)
             wanted = scale * steps[-1] * rng.uniform(0.3, 1.7)
             drawn[branch] = min(steps, key=lambda atoms, wanted=wanted: abs(atoms - wanted))  # type: ignore[misc]
         found.append(_arch(space, drawn))
-    return found
+    return [*found, space.supernet_arch]
 
 
 def crossed_archs(space: WidthSpace, archs: Sequence[AtomArch]) -> list[AtomArch]:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hwnas.atom_costs import cheapest
+from hwnas.atom_costs import cheaper, cheapest
 from hwnas.errors import HwnasError
 from hwnas.gate_costs import GateCost
 from hwnas.nn.gates import GatedNet
@@ -209,10 +209,10 @@ class GateTraining(ABC):
         worth = self.worth().double().cpu()
         widths = self.space.revived(self.wanted(), self._best(worth))
         first = self.limits[0].cost if self.limits else self.cost
-        before, controlled = first.estimate(self.space.full), first.estimate(first.deployed(widths))
+        before, controlled = first.total(self.space.full), first.total(first.deployed(widths))
         if self.limits:
             widths = self._projected(widths, worth)
-        self.landing = Landing(self.steps, before, controlled, first.estimate(widths))
+        self.landing = Landing(self.steps, before, controlled, first.total(first.deployed(widths)))
         return widths, self._keep(widths, worth)
 
     def _projected(self, widths: Widths, worth: Tensor) -> Widths:
@@ -222,7 +222,7 @@ class GateTraining(ABC):
             again = project(self.space, self._importance(self.space.full, worth), self.limits)
             found = again if again.met else found
         if not found.met:  # worth says little where so little can stay
-            least = (limit.cost.deployed(cheapest(self.space, limit.cost)) for limit in self.limits)
+            least = (self._least(limit) for limit in self.limits)
             met = next((net for net in least if all(limit.met(net) for limit in self.limits)), None)
             if met is None:
                 raise HwnasError("the budgets cannot be met together by removing channels: give larger ones")
@@ -230,6 +230,10 @@ class GateTraining(ABC):
         if not any(limit.cost.in_stairs for limit in self.limits):
             return found.widths
         return self._filled(found.widths, worth)
+
+    def _least(self, limit: Limit) -> Widths:
+        cost = limit.cost
+        return cost.deployed(cheaper(self.space, cost, cheapest(self.space, cost), limit.most))
 
     def _filled(self, widths: Widths, worth: Tensor) -> Widths:
         """Stairs that still fit are taken back, the worthiest for what they cost first: the last one down was high."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hwnas.atom_costs import AtomCost, cheapest
+from hwnas.atom_costs import AtomCost, cheaper, cheapest
 from hwnas.budget import Budget, at_least
 from hwnas.errors import ClaimError, HwnasError
 from hwnas.progress import NullProgress, Progress
@@ -63,12 +63,11 @@ def make_goal(request: AtomRequest, budgets: Sequence[Budget]) -> AtomGoal:
         if budget.cost not in request.costs:
             raise HwnasError(f"a budget for {budget.cost} needs its prices: profile the device first (hwnas profile)")
         cost = request.costs[budget.cost]
-        least = cost.upper(cheapest(space, cost))
+        least = cost.upper(cheaper(space, cost, cheapest(space, cost), budget.limit))
         if least > budget.limit:
-            text = at_least(budget.cost, least)
+            text, what = at_least(budget.cost, least), "upper end" if budget.cost == "latency" else "cost"
             raise ClaimError(
-                f"no architecture of {space.name} meets {budget}: "
-                f"give {text} or more, the upper end of the cheapest one"
+                f"no architecture of {space.name} meets {budget}: give {text} or more, the {what} of the cheapest one"
             )
         limits.append(Limit(cost, budget.limit))
     facts = [
