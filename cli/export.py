@@ -189,10 +189,11 @@ def _judge(out: Path, difference: float, loaded: LoadedModel) -> None:
 def _onnx(loaded: LoadedModel, module: nn.Module, out: Path, batch: int) -> dict[str, Any]:
     import numpy as np
 
-    from hwnas.export import export_onnx, parity
+    from hwnas.export import export_onnx, parity, preparation_of
 
     shape = loaded.network.input_shape
-    export_onnx(module, shape, out, batch_size=batch)
+    said = preparation_of(loaded.folder / "model.onnx") if loaded.folder is not None else {}
+    export_onnx(module, shape, out, batch_size=batch, metadata=said)
     images = np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
     same = parity(module, out, images)
     return {"batch_size": batch, "input_shape": shape, **asdict(same)}

@@ -299,10 +299,11 @@ def _show(terminal: Terminal, document: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("net")
     reduced = any(result.get("reduction") for result in document["results"])
-    last = "by controller + projection" if reduced else "random baseline"
+    compared = any((result.get("baseline") or {}).get("accuracy") is not None for result in document["results"])
+    last = ["by controller + projection"] if reduced else ["random baseline"] if compared else []
     quantised = any(result.get("bitops") for result in document["results"])
     cost = ("BitOps",) if quantised else ("predicted ms", "upper end")
-    for title in ("budget", *cost, "MACs", "params", "accuracy", last):
+    for title in ("budget", *cost, "MACs", "params", "accuracy", *last):
         table.add_column(title, justify="right", no_wrap=True)
     for result in document["results"]:
         baseline = (result.get("baseline") or {}).get("accuracy")
@@ -317,10 +318,10 @@ def _show(terminal: Terminal, document: dict[str, Any]) -> None:
             f"{result['macs']:,}",
             f"{result['params']:,}",
             percent(result["accuracy"]),
-            _reduction(result["reduction"]) if result.get("reduction") else percent(baseline),
+            *([_reduction(result["reduction"]) if result.get("reduction") else percent(baseline)] if last else []),
         )
     trained = document["method"] in ATOM_METHODS + GATE_METHODS or is_gated(document["space"])
-    done = "nets trained" if trained else "architectures scored"
+    done = "net" + "s" * (document["evaluated"] != 1) + " trained" if trained else "architectures scored"
     evaluated = f"{document['evaluated']} {done} in {duration(document['seconds'])}"
     following = fronts(document["results"])
     following += [] if quantised else [f"next: hwnas verify {document['run']}"]  # nothing here runs so few bits

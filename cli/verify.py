@@ -94,6 +94,7 @@ def command(
     else:
         _show(terminal, document)
     _judge(reports)
+    _judge_counts(document["results"])
 
 
 # -- with what it is verified ----------------------------------------------------------------------------------------
@@ -247,11 +248,17 @@ def _document(
     results = []
     for subject, report in zip(subjects, reports, strict=True):
         network, found = subject.loaded.network, subject.found
-        costs = {"macs": network.macs, "params": network.params}
+        costs = {"macs": network.macs, "params": network.params, "bytes": network.traffic_bytes}
         rival = found.get("baseline") or {}
         alike = bool(found.get("trained")) == bool(rival.get("trained"))  # else the comparison would be unfair
         baseline = rival.get("accuracy") if alike else None
-        said = {"accuracy": found.get("accuracy"), "baseline_accuracy": baseline, "folder": subject.loaded.folder}
+        limits = {budget["cost"]: budget["limit"] for budget in found.get("budgets") or () if budget["cost"] in costs}
+        said = {
+            "limits": limits,
+            "accuracy": found.get("accuracy"),
+            "baseline_accuracy": baseline,
+            "folder": subject.loaded.folder,
+        }
         results.append({**report.to_json(), **costs, **said})
     setting = {"batch_size": profile.batch_size, "threads": profile.thread_count, "precision": profile.precision}
     return {"device": profile.address, "runtime": profile.runtime, **setting, "lut": path, "results": results}
@@ -289,6 +296,10 @@ def _cells(result: dict[str, Any]) -> dict[str, str]:
         ends = milliseconds(result[f"{name}_low_ms"], result[f"{name}_high_ms"])
         return f"{milliseconds(result[f'{name}_ms'])} ms ({ends})"
 
+    def counted(cost: str) -> str:
+        limit = result["limits"].get(cost)
+        return f"{result[cost]:,}" + (f" of {limit:,.0f}" if limit is not None else "")
+
     budget, within = result["budget_ms"], result["within_budget"]
     error, difference = result["relative_error"], result["output_max_rel_diff"]
     normalised = result["drift"] is not None and result["judged_on"] != "as measured"
@@ -306,8 +317,9 @@ def _cells(result: dict[str, Any]) -> dict[str, str]:
         "outputs differ by": "-" if difference is None else f"{difference:.1g} of the largest",
         "accuracy": percent(result["accuracy"]),
         "random baseline": percent(result["baseline_accuracy"]),
-        "MACs": f"{result['macs']:,}",
-        "parameters": f"{result['params']:,}",
+        "MACs": counted("macs"),
+        "parameters": counted("params"),
+        "bytes": counted("bytes") if "bytes" in result["limits"] else "-",
         "files": str(result["folder"] or "-"),
     }
 
@@ -336,3 +348,13 @@ def _judge(reports: Sequence[VerifyReport]) -> None:
         )
         raise ClaimError(f"{first.net}{more}: {over}, over its budget of {milliseconds(first.budget_ms)} ms{advice}")
     raise ClaimError(f"{first.net}{more}: the deployed net's outputs differ from the trained one's: export it again")
+
+
+def _judge_counts(results: Sequence[dict[str, Any]]) -> None:
+    """Raises:
+    ClaimError: a net has more MACs, parameters or bytes than its budget.
+    """
+    for result in results:
+        for cost, limit in result["limits"].items():
+            if result[cost] > limit:
+                raise ClaimError(f"{result['net']}: {cost} {result[cost]:,}, over its budget of {limit:,.0f}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
 import logging
 import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,12 +46,20 @@ class Parity:
     max_rel_diff: float
 
 
-def export_onnx(module: nn.Module, input_shape: Shape, path: Path, *, batch_size: int = 1) -> None:
+def export_onnx(
+    module: nn.Module,
+    input_shape: Shape,
+    path: Path,
+    *,
+    batch_size: int = 1,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes `module` in inference as an ONNX file with input "input" and output "output".
 
     BatchNorm is folded where torch.fx can trace the module, and by the exporter's own rules elsewhere. The batch is
     fixed. Quantised convolutions are written as fp32 arithmetic with the same results. The file is complete or absent:
-    it is written beside its place and then moved there. The module is not changed.
+    it is written beside its place and then moved there. The module is not changed. `metadata` is kept in the file, by
+    key: see `preparation`.
 
     Raises:
         HwnasError: the exporter cannot export it, or the file cannot be written.
@@ -65,8 +74,29 @@ def export_onnx(module: nn.Module, input_shape: Shape, path: Path, *, batch_size
     if model.ByteSize() >= 2**31:
         raise HwnasError(f"{name} is larger than an ONNX file can be (2 GiB)")
     _pool_globally(model)
+    onnx.helper.set_model_props(model, dict(metadata or {}))
     onnx.checker.check_model(model, full_check=True)
     write_whole(path, model.SerializeToString())
+
+
+def preparation(mean: Sequence[float], std: Sequence[float], classes: Sequence[str]) -> dict[str, str]:
+    """What an ONNX file says of its images and classes; values are JSON."""
+    return {
+        "hwnas.input": json.dumps("RGB of 0 to 255, as (image - mean) / std for each channel"),
+        "hwnas.mean": json.dumps(list(mean)),
+        "hwnas.std": json.dumps(list(std)),
+        "hwnas.classes": json.dumps(list(classes)),
+    }
+
+
+def preparation_of(path: Path) -> dict[str, str]:
+    """The same, read from a file; empty where it says nothing, or is not there."""
+    import onnx
+
+    if not path.is_file():
+        return {}
+    said = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+    return {key: value for key, value in said.items() if key.startswith("hwnas.")}
 
 
 def parity(module: nn.Module, onnx_path: Path, images: NDArray[np.float32], *, threads: int = 1) -> Parity:

@@ -48,6 +48,8 @@ batch_size = 8
 optimizer = "adamw"
 lr = 1e-3
 
+[gates]
+
 [train]
 steps = 4
 batch_size = 8

@@ -139,7 +139,7 @@ class AtomWork(WidthWork):
             recalibrate(net, net, self.calibration.images())
             searched = accuracy(net, self.splits.val, self.splits.normalisation, device=self.device)
             tested, split = accuracy_at_last(net, self.splits, self.device)
-            write_net(folder, request.space, arch, net)
+            write_net(folder, request.space, arch, net, self.splits)
         landing = training.landing
         return {
             **self.figures(goal, arch),

@@ -152,6 +152,7 @@ class GateWork(WidthWork):
             widths, net, seconds, scores = self._baseline(goal, folder, name)
             shares = landing = None
         result = self._tested(goal, folder, widths, net)
+        self._say_what_it_takes(result)
         more: dict[str, Any] = {"reduction": shares, "landing": landing, "training_seconds": seconds}
         if scores:
             more["search_accuracies"] = scores
@@ -229,7 +230,7 @@ class GateWork(WidthWork):
         recalibrate(net, net, self.calibration.images())
         searched = accuracy(net, self.splits.val, self.splits.normalisation, device=self.device)
         tested, split = accuracy_at_last(net, self.splits, self.device)
-        write_net(folder, self.space, arch, net)
+        write_net(folder, self.space, arch, net, self.splits)
         return {
             **self.figures(goal, arch),
             "net": goal.name,
@@ -244,6 +245,19 @@ class GateWork(WidthWork):
             "key": goal.key,
         }
 
+    def _say_what_it_takes(self, result: dict[str, Any]) -> None:
+        latency, predicted_ms = self.request.costs.get("latency"), result["predicted_ms"]
+        if latency is None:
+            self.progress.note("no latency: no table was named, or is there, that covers the space")
+        elif predicted_ms is None:
+            net = self.run.net(result["net"]).path
+            self.progress.note(f"no latency: the table lacks operators; 'hwnas predict {net} --measure' fills it")
+        elif predicted_ms > (whole_ms := latency.total(self.space.full)):
+            self.progress.note(
+                f"{result['net']} is slower ({predicted_ms:.3g} ms) than the whole net ({whole_ms:.3g} ms): few "
+                "channels can take longer than more of them; a --latency budget avoids that"
+            )
+
     def _say_how_long(self, goal: AtomGoal) -> None:
         """An upper end: the retrained net is cheaper than the whole one."""
         if not self.searches:
@@ -254,4 +268,4 @@ class GateWork(WidthWork):
         self.shop.search(training, stop_after=TIMED)
         recipe = self.request.recipe
         seconds = (time.monotonic() - began) / TIMED * (recipe.supernet.steps + recipe.finetune.steps)
-        self.progress.note(f"expected duration: at most about {duration(seconds)} for {goal.name}")
+        self.progress.note(f"expected duration of the training: at most about {duration(seconds)} for {goal.name}")

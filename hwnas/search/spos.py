@@ -292,7 +292,7 @@ class _Pipeline:
         )
         module = finisher.fine_tune(name, arch, log.fingerprint)
         accuracy, split = finisher.test_accuracy(module)
-        write_net(folder, request.space, arch, module)
+        write_net(folder, request.space, arch, module, self.splits)
         result = {
             **figures(request, goal, arch),
             "net": name,

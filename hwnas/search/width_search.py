@@ -95,6 +95,8 @@ def search_atoms(request: AtomRequest, progress: Progress, ranks: Ranks = SOLO) 
     gated = isinstance(request.space, GateSpace)
     if request.method not in (GATE_METHODS if gated else METHODS):
         raise ValueError(f"method {request.method!r} is not one of {GATE_METHODS if gated else METHODS}")
+    if gated:
+        _check_recipe(request)
     goals = [make_goal(request, budgets) for budgets in request.budgets]
     if len({goal.name for goal in goals}) < len(goals):
         raise HwnasError("the same budget is given twice: give each once")
@@ -121,6 +123,18 @@ def search_atoms(request: AtomRequest, progress: Progress, ranks: Ranks = SOLO) 
         results = [run.net(goal.name).result() for goal in goals]
         run.write_json("results.json", {"format": 1, "method": request.method, "results": results})
     return SearchOutcome(run.path, request.method, request.space.name, time.monotonic() - began, len(results), results)
+
+
+def _check_recipe(request: AtomRequest) -> None:
+    """Raises:
+    HwnasError: the recipe is none of gates, or has no search in it.
+    """
+    if "gates" not in request.recipe.model_fields_set:
+        raise HwnasError(
+            "the recipe has no [gates]: take figs or figs-paper, or add the part to yours, empty if need be"
+        )
+    if request.method in ("figs", "morphnet") and not request.recipe.supernet.steps:
+        raise HwnasError(f"the recipe has no steps in [supernet]: {request.method} decides in them which channels stay")
 
 
 def follow(request: AtomRequest, ranks: Ranks) -> None:

@@ -141,19 +141,20 @@ class Designs(Protocol[AnyArch]):
         """The architecture as a plain module."""
 
 
-def write_net(folder: NetFolder, space: Designs[AnyArch], arch: AnyArch, module: nn.Module) -> None:
-    """Writes arch.json, weights.safetensors and model.onnx of a trained net.
+def write_net(folder: NetFolder, space: Designs[AnyArch], arch: AnyArch, module: nn.Module, splits: DataSplits) -> None:
+    """Writes arch.json, weights.safetensors and model.onnx of a net that was trained on `splits`.
 
     Raises:
         HwnasError: the disk is full, or the net cannot be exported.
     """
     from safetensors.torch import save
 
-    from hwnas.export import export_onnx
+    from hwnas.export import export_onnx, preparation
 
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     write_atomically(folder.weights, save(weights))
     folder.write_json("arch.json", space.to_json(arch))
     plain = space.build(arch)  # the plain module, contiguous and in eval mode, whatever the trained one became
     plain.load_state_dict(weights)
-    export_onnx(plain.eval(), space.input_shape, folder.onnx)
+    said = preparation(splits.normalisation.mean, splits.normalisation.std, splits.class_names)
+    export_onnx(plain.eval(), space.input_shape, folder.onnx, metadata=said)

@@ -178,8 +178,10 @@ class _Book:
             self.saved, self.saved_step = time.monotonic(), done
 
     def _broken(self, what: str) -> HwnasError:
-        kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "there is no checkpoint yet"
-        return HwnasError(f"{what} ({self.description}): lower lr in the recipe and choose another --out; {kept}")
+        kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "it has no checkpoint yet"
+        return HwnasError(
+            f"{what} ({self.description}): lower its learning rates in the recipe and choose another --out; {kept}"
+        )
 
 
 def train_supernet(

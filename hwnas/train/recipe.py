@@ -5,6 +5,7 @@ Four ship: ``default`` (small images on a CPU), ``quickstart`` (minutes), ``pape
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -266,8 +267,7 @@ def phase_from(data: Any, where: str) -> Phase:
     try:
         return Phase.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise HwnasError(f"{where}: train.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise HwnasError(f"{where}: train: {_problem(error, Phase)}") from error
 
 
 def recipe_from(data: dict[str, Any], where: str) -> Recipe:
@@ -279,6 +279,24 @@ def recipe_from(data: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise HwnasError(f"recipe {where}: {field}: {first['msg']}") from error
+        raise HwnasError(f"recipe {where}: {_problem(error, Recipe)}") from error
+
+
+def _problem(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first thing that is wrong, in words."""
+    first = error.errors()[0]
+    *parts, last = map(str, first["loc"])
+    field = ".".join((*parts, last))
+    if first["type"] == "missing":
+        return f"{field} is missing"
+    if first["type"] != "extra_forbidden":
+        return f"{field}: {first['msg']}, not {first['input']!r:.40}"
+    known = _PARTS[parts[0]].model_fields if parts else model.model_fields
+    near = difflib.get_close_matches(last, known, n=1)
+    return f"unknown key {field}" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}")
+
+
+_PARTS: dict[str, type[BaseModel]] = {
+    "supernet": Phase, "finetune": Phase, "train": Phase, "scoring": Scoring, "evolution": Evolution,
+    "sampling": Sampling, "atoms": Atoms, "gates": Gates,
+}  # fmt: skip

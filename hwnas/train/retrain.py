@@ -228,7 +228,7 @@ class _Training:
             write_atomically(kept, folder.weights.read_bytes())
         folder.write_json("result.json", {**result, "accuracy": None, "trained": None, "found": _found(result)})
         (folder.path / "verify.json").unlink(missing_ok=True)
-        write_net(folder, space, arch, module)
+        write_net(folder, space, arch, module, self._splits)
         entry = {
             **result,
             "accuracy": tested,

@@ -74,5 +74,5 @@ def test_a_loss_that_is_no_number_names_its_step(hwnas: Hwnas, fashion: dict[str
     done = hwnas("search", "--macs", "60%", "--recipe", wild, "--out", "run", env=fashion)
     assert done.code == 1
     assert re.search(r"at step [23] \(supernet steps, lr 1e\+30\)", done.error)
-    assert "lower lr in the recipe" in done.error
+    assert "lower its learning rates in the recipe" in done.error
     assert not list(Path(hwnas.folder / "run" / "checkpoints").glob("*"))

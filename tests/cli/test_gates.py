@@ -8,6 +8,8 @@ import pytest
 from command import Hwnas
 from tiny_fashion import TINY_RECIPE, write_fashion_mnist
 
+from hwnas.export import preparation_of
+
 
 def test_predict_says_how_large_a_space_of_gates_is(hwnas: Hwnas) -> None:
     document = hwnas("predict", "space:figs-resnet50", "--json").document
@@ -30,6 +32,29 @@ def test_a_search_by_params_is_trained_within_them_exported_and_verified(hwnas: 
     net = Path("run") / "nets" / result["net"]
     assert {path.name for path in (hwnas.folder / net).iterdir()} >= {"arch.json", "weights.safetensors", "model.onnx"}
     assert hwnas("predict", net, "--json").document["params"] == result["params"]
+    assert hwnas("export", net, "--out", "net.onnx").code == 0
+    assert preparation_of(hwnas.folder / "net.onnx")["hwnas.mean"].startswith("[")
+    verified = hwnas("verify", "run", env=env)
+    assert verified.code == 0, verified.stderr
+    assert f"{result['params']:,} of {result['budgets'][0]['limit']:,.0f}" in verified.stdout
+    record = hwnas.folder / net / "result.json"
+    record.write_text(record.read_text().replace(f'"limit": {result["budgets"][0]["limit"]}', '"limit": 9.0'))
+    over = hwnas("verify", "run", env=env)
+    assert over.code == 3
+    assert f"params {result['params']:,}, over its budget of 9" in over.error
+
+
+def test_recipes_that_do_not_fit_are_refused_in_a_line(hwnas: Hwnas) -> None:
+    env = {"HWNAS_FASHION_MNIST": str(write_fashion_mnist(hwnas.folder / "fashion"))}
+    args = ("search", "--method", "figs", "--params", "50%", "--out", "run", "--recipe")
+    assert "has no [gates]: take figs or figs-paper" in hwnas(*args, "quickstart", env=env).error
+    for old, new, message in (
+        ("[gates]", "[gates]\npenaltyy = 1", "unknown key gates.penaltyy; did you mean penalty?"),
+        ("[gates]", "[gate]", "unknown key gate; did you mean gates?"),
+        ("steps = 4", "steps = 0", "has no steps in [supernet]"),
+    ):
+        (hwnas.folder / "own.toml").write_text(TINY_RECIPE.replace(old, new, 1))
+        assert message in hwnas(*args, "own.toml", env=env).error
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tiny_images import write_dataset
 from hwnas.atom_costs import cheapest
 from hwnas.budget import Budget, parse_budget
 from hwnas.errors import ClaimError, HwnasError
-from hwnas.export import parity
+from hwnas.export import parity, preparation_of
 from hwnas.gate_costs import GateCount, gate_costs
 from hwnas.models import load_model
 from hwnas.network import Network
@@ -314,6 +314,9 @@ def test_a_search_ends_within_its_budget_with_a_net(
     if method == "random":  # the best of several by validation
         assert len(result["search_accuracies"]) == recipe().gates.random_nets > 1
         assert result["search_accuracy"] == max(result["search_accuracies"])
+    said = {key: json.loads(value) for key, value in preparation_of(folder / "model.onnx").items()}
+    assert said["hwnas.classes"] == json.loads((tmp_path / "run/data.json").read_text())["classes"]
+    assert said["hwnas.mean"] == result["normalisation"]["mean"]
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
     again = search_atoms(request(data, tmp_path / "run", method, (cost, share)), NullProgress())
     assert again.results == outcome.results

@@ -96,7 +96,7 @@ def test_learning_rates() -> None:
 
 def test_a_loss_that_is_no_number_is_said_and_never_saved(tmp_path: Path) -> None:
     source = batches(phase(lr=1e30, warmup_steps=0, optimizer="sgd"))
-    with pytest.raises(HwnasError, match=r"the loss became (nan|inf) at step [23] .*there is no checkpoint yet"):
+    with pytest.raises(HwnasError, match=r"the loss became (nan|inf) at step [23] .*it has no checkpoint yet"):
         train_supernet(supernet(), source, progress=NullProgress(), store=CheckpointStore(tmp_path, "supernet"))
     assert not list(tmp_path.iterdir())
 
