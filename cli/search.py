@@ -343,8 +343,9 @@ def fronts(results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _reduction(shares: dict[str, float]) -> str:
-    """How much of a net's reduction came from the controller and how much from the projection."""
-    return f"{100 * shares['controller']:.1f}% + {100 * shares['projection']:.1f}%"
+    """How much of a net's reduction came from the controller, and what the projection added or took back."""
+    sign = "-" if shares["projection"] < 0 else "+"
+    return f"{100 * shares['controller']:.1f}% {sign} {100 * abs(shares['projection']):.1f}%"
 
 
 def budget_text(budgets: Sequence[dict[str, Any]]) -> str:

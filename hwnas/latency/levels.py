@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from hwnas.latency.terms import GAPS, LAYERS
 from hwnas.latency.widths import NORMAL_90
 from hwnas.measure.regimes import LEAST_ENTRIES, regimes
 from hwnas.measure.runtimes.base import WHOLE
-from hwnas.measure.statistics import ESTIMATOR, Estimate, estimate, fastest_mean
+from hwnas.measure.statistics import ESTIMATOR, Estimate, estimate, fastest_means
 
 QUANTILE, NOISY_QUANTILE = 0.25, 0.5
 """Of a network's visits, regimes taken off: where its level is. What disturbs single visits only ever adds to them, so
@@ -202,10 +203,13 @@ class Levels:
             For each network that was timed whole too the median ms of each kind, and of `GAPS`: what its run takes
             more than its kernels, less what timing them cost. It is negative where kernels overlap.
         """
+        valued = self._valued(timed)
+        if not valued:
+            return {}
         overhead = self._overhead(self._valued(operators))
         visits: dict[int, dict[str, float]] = {}
         owner: dict[int, str] = {}
-        for one in self._valued(timed):
+        for one in valued:
             visits.setdefault(one.number, {})[one.name] = one.value_ms - one.launches * (one.name != WHOLE) * overhead
             owner[one.number] = one.entry[1]
         found: dict[str, dict[str, list[float]]] = {}
@@ -221,12 +225,12 @@ class Levels:
     def _valued(self, timed: Iterable[tuple[str, int, float, Samples]]) -> list[_Valued]:
         """What was timed inside networks, at the level of the first session, of the visits that tell something."""
         owner = {number: entry for entry in self._of for number in self._telling(entry)}
-        found = []
-        for name, number, launches, samples in timed:
-            if number in owner:
-                value = float(fastest_mean(samples)) * self._factor[number]
-                found.append(_Valued(name, number, owner[number], launches, value, len(samples)))
-        return found
+        telling = [one for one in timed if one[1] in owner]
+        means = fastest_means([samples for *_, samples in telling])
+        return [
+            _Valued(name, number, owner[number], launches, mean * self._factor[number], len(samples))
+            for (name, number, launches, samples), mean in zip(telling, means, strict=True)
+        ]
 
     @staticmethod
     def _overhead(operators: Sequence[_Valued]) -> float:
@@ -261,8 +265,8 @@ def _over_networks(by_network: Sequence[Sequence[float]], samples: int) -> Estim
 
     How far the networks are apart is part of the interval; what is left of it without the noise of each is the spread.
     """
-    points = np.array([np.median(values) for values in by_network])
-    noise = float(np.mean([_standard_error(np.asarray(values)) ** 2 for values in by_network]))
+    points = np.array([median(values) for values in by_network])
+    noise = float(np.mean([_standard_error(values) ** 2 for values in by_network]))
     point = max(SHORTEST_MS, float(points.mean()))
     apart = float(points.var(ddof=1)) if len(points) > 1 else 0.0
     spread = max(0.0, apart - noise) ** 0.5 / point if len(points) > 1 else None
@@ -270,7 +274,8 @@ def _over_networks(by_network: Sequence[Sequence[float]], samples: int) -> Estim
     return Estimate(point, max(SHORTEST_MS, point - half), point + half, samples, spread)
 
 
-def _standard_error(values: Samples) -> float:
+def _standard_error(values: Sequence[float]) -> float:
     """Of a median, from the median absolute deviation."""
-    deviation = float(np.median(np.abs(values - np.median(values))))
+    middle = median(values)
+    deviation = median(abs(value - middle) for value in values)
     return 1.86 * deviation / math.sqrt(len(values))

@@ -88,6 +88,17 @@ def fastest_mean(samples: NDArray[np.float64]) -> NDArray[np.float64]:
     return mean
 
 
+def fastest_means(visits: Sequence[NDArray[np.float64]]) -> list[float]:
+    """`fastest_mean` of each of many visits; all that have as many runs in one go."""
+    places: dict[int, list[int]] = {}
+    for place, samples in enumerate(visits):
+        places.setdefault(len(samples), []).append(place)
+    means = np.empty(len(visits))
+    for alike in places.values():
+        means[alike] = fastest_mean(np.stack([visits[place] for place in alike]))
+    return [float(mean) for mean in means]
+
+
 def steady_mean(values: NDArray[np.float64], *, within: float) -> NDArray[np.float64]:
     """Mean of those of [..., n] that lie near their median: `within` of it, or four times as far as half of them do."""
     apart = np.abs(values - np.median(values, axis=-1, keepdims=True))
