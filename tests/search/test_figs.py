@@ -166,8 +166,14 @@ def test_what_is_no_number_is_said_in_a_line(kind: type[GateTraining], share: fl
         training.after_update(3)
 
 
-@pytest.mark.parametrize("times", [1.0, 1.05, 1.3])
-@pytest.mark.parametrize(("name", "cost_name"), [("figs-resnet50-tiny", "latency"), ("figs-oneshot-tiny", "params")])
+@pytest.mark.parametrize(
+    ("name", "cost_name", "times"),
+    [
+        ("figs-resnet50-tiny", "latency", 1.0),
+        ("figs-resnet50-tiny", "latency", 1.3),
+        ("figs-oneshot-tiny", "params", 1.05),
+    ],
+)
 def test_the_least_budgets_are_met(name: str, cost_name: str, times: float) -> None:
     """Worth alone may lead a projection to a net that is a little too large; the cheapest one takes its place."""
     space = space_of(name)
@@ -176,7 +182,7 @@ def test_the_least_budgets_are_met(name: str, cost_name: str, times: float) -> N
     plain = space.supernet(generator=torch.Generator().manual_seed(0))
     net = GatedNet(plain, space.input_shape, readable=space.readable)
     optimizer = make_optimizer(net.net, Phase(steps=20, batch_size=2, optimizer="adamw", lr=1e-3))
-    for seed in range(3):
+    for seed in range(2):
         net.logits.data.normal_(-2, 2, generator=torch.Generator().manual_seed(seed))
         training = FigsTraining(space, net, optimizer, cost, (limit,), Gates(), 20)
         widths, _ = training.land()
