@@ -133,7 +133,10 @@ def test_sessions_are_kept_within_the_memory(table: Path, monkeypatch: pytest.Mo
         def load(self, subject: Subject) -> int:
             repeats = super().load(subject)
             loaded[subject.name] = subject.memory_bytes
-            most[:] = max(most[0], len(self._loaded)), max(most[1], sum(held for _, held in self._loaded.values()))
+            most[:] = (
+                max(most[0], len(self._link.loaded)),
+                max(most[1], sum(held for _, held in self._link.loaded.values())),
+            )
             return repeats
 
     limit = 3 * session_bytes(reference_network(), 1)

@@ -24,6 +24,7 @@ from hwnas.errors import HwnasError
 from hwnas.export import parity
 from hwnas.progress import NullProgress
 from hwnas.runs import RunFolder
+from hwnas.search.data import read_splits
 from hwnas.search.spos import SearchRequest, search
 from hwnas.spaces import AtomArch, AtomSpace, arch_from_json, find_space, get_space
 from hwnas.train.finish import write_net
@@ -137,7 +138,15 @@ def test_a_net_of_atoms_is_trained_too(data: Path, tmp_path: Path) -> None:
     with run:
         net = run.net("macs-50pct")
         net.path.mkdir(parents=True)
-        write_net(net, space, arch, space.build(arch, generator=torch.Generator().manual_seed(0)))
+        splits = read_splits(
+            f"folder:{data}",
+            size=space.input_shape[1],
+            classes=space.num_classes,
+            unfit="",
+            seed=0,
+            progress=NullProgress(),
+        )
+        write_net(net, space, arch, space.build(arch, generator=torch.Generator().manual_seed(0)), splits)
         net.write_json("result.json", {"net": net.name, "accuracy": 0.25, "accuracy_split": "test", "baseline": None})
     before = net.weights.read_bytes()
     phase = PHASE.model_copy(update={"steps": 4})
