@@ -139,7 +139,7 @@ def zoo_cost(
 
     network = zoo_network(name)
     if cost != "latency":
-        return float(network.traffic_bytes if cost == "bytes" else getattr(network, cost))
+        return float(network.bitops if cost == "bitops" else network.counts[cost])
     assert model is not None
     predicted = model.predict(network)
     if predicted.latency_ms is None:

@@ -248,7 +248,7 @@ def _document(
     results = []
     for subject, report in zip(subjects, reports, strict=True):
         network, found = subject.loaded.network, subject.found
-        costs = {"macs": network.macs, "params": network.params, "bytes": network.traffic_bytes}
+        costs = network.counts
         rival = found.get("baseline") or {}
         alike = bool(found.get("trained")) == bool(rival.get("trained"))  # else the comparison would be unfair
         baseline = rival.get("accuracy") if alike else None

@@ -203,8 +203,7 @@ class GateCount(GateCost):
         self._product = self._product * pairs
 
     def total(self, widths: Widths) -> float:
-        network = self.network(widths)
-        return float(network.traffic_bytes if self.name == "bytes" else getattr(network, self.name))
+        return float(self.network(widths).counts[self.name])
 
     def upper(self, widths: Widths) -> float:
         return self.total(self.deployed(widths))

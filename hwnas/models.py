@@ -176,19 +176,18 @@ _TORCHVISION_OPTIONS: dict[str, dict[str, bool]] = {
 
 def _torchvision_module(name: str, *, meta: bool = False) -> nn.Module:
     """The model with random weights, always the same; with `meta` without data where torchvision can build it so."""
-    import torch
     from torchvision.models import get_model
 
+    from hwnas.trace.torch_fx import skeleton
+
     options = _TORCHVISION_OPTIONS.get(name, {})
-    with _fixed_rng():
-        if meta:
-            try:
-                with torch.device("meta"):
-                    skeleton: nn.Module = get_model(name, weights=None, **options)
-                return skeleton
-            except NotImplementedError:  # it computes with tensors while it is built (RegNet, stochastic depth)
-                pass
+
+    def make() -> nn.Module:
         module: nn.Module = get_model(name, weights=None, **options)
+        return module
+
+    with _fixed_rng():
+        module = skeleton(make) if meta else make()
     return module.eval()
 
 

@@ -110,9 +110,13 @@ class Network:
         return sum(op.bitops for op in self.ops)
 
     @property
-    def traffic_bytes(self) -> int:
-        """Of one image in float32: what every operator reads and writes, and the weights."""
-        return sum(op.traffic_bytes() for op in self.ops)
+    def counts(self) -> dict[str, int]:
+        """What a budget can limit by arithmetic, by name: MACs, parameters, and bytes of traffic.
+
+        Bytes are those of one image in float32: what every operator reads and writes, and the weights.
+        """
+        traffic = sum(op.traffic_bytes() for op in self.ops)
+        return {"macs": self.macs, "params": self.params, "bytes": traffic}
 
     @property
     def quantised(self) -> bool:

@@ -142,8 +142,7 @@ class GatedNet(nn.Module):
         self.readable = Readable.of(net, input_shape) if readable is None else readable
         channels = self.readable.channels
         if not channels.count:
-            why = next(iter(channels.fixed.items()), ("it", "it has no convolution"))
-            raise HwnasError(f"{type(net).__name__} has no channels that could go: {why[0]}: {why[1]}")
+            raise HwnasError(f"{type(net).__name__} has no channels that could go: {channels.why_none}")
         self.net = net
         self.logits = nn.Parameter(torch.full((channels.count,), start, dtype=torch.float32))
         places = torch.from_numpy(channels.group_of())

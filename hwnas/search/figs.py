@@ -252,9 +252,9 @@ class GateWork(WidthWork):
         elif predicted_ms is None:
             net = self.run.net(result["net"]).path
             self.progress.note(f"no latency: the table lacks operators; 'hwnas predict {net} --measure' fills it")
-        elif predicted_ms > (whole_ms := latency.total(self.space.full)):
+        elif (whole := latency.ends(self.space.full)) is not None and predicted_ms > whole[0]:
             self.progress.note(
-                f"{result['net']} is slower ({predicted_ms:.3g} ms) than the whole net ({whole_ms:.3g} ms): few "
+                f"{result['net']} is slower ({predicted_ms:.3g} ms) than the whole net ({whole[0]:.3g} ms): few "
                 "channels can take longer than more of them; a --latency budget avoids that"
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hwnas.atom_costs import cheaper, cheapest
+from hwnas.atom_costs import AtomCost, cheaper, cheapest
 from hwnas.errors import HwnasError
 from hwnas.gate_costs import GateCost
 from hwnas.nn.gates import GatedNet
@@ -209,11 +210,18 @@ class GateTraining(ABC):
         worth = self.worth().double().cpu()
         widths = self.space.revived(self.wanted(), self._best(worth))
         first = self.limits[0].cost if self.limits else self.cost
-        before, controlled = first.total(self.space.full), first.total(first.deployed(widths))
+        before, controlled = self._costs(first, self.space.full), self._costs(first, widths)
         if self.limits:
             widths = self._projected(widths, worth)
-        self.landing = Landing(self.steps, before, controlled, first.total(first.deployed(widths)))
+        self.landing = Landing(self.steps, before, controlled, self._costs(first, widths))
         return widths, self._keep(widths, worth)
+
+    @staticmethod
+    def _costs(cost: AtomCost, widths: Widths) -> float:
+        """What the deployed net costs; about, where the table lacks an operator of it."""
+        deployed = cost.deployed(widths)
+        exact = cost.total(deployed)
+        return exact if math.isfinite(exact) else cost.estimate(deployed)
 
     def _projected(self, widths: Widths, worth: Tensor) -> Widths:
         found = project(self.space, self._importance(widths, worth), self.limits)

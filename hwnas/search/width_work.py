@@ -87,8 +87,7 @@ class WidthWork(ABC):
         network = request.space.network(arch)
         latency = request.costs.get("latency")
         ends = latency.ends(arch.widths) if latency is not None else None
-        counts = {"macs": network.macs, "params": network.params, "bytes": network.traffic_bytes}
-        upper = {"latency": ends[1] if ends else None, **counts}
+        upper = {"latency": ends[1] if ends else None, **network.counts}
         used = []
         for budget in goal.budgets:
             value = upper[budget.cost]
@@ -100,7 +99,7 @@ class WidthWork(ABC):
         return {
             "predicted_ms": ends[0] if ends else None,
             "high_ms": ends[1] if ends else None,
-            **counts,
+            **network.counts,
             "bitops": None,
             "atoms": arch.atoms,
             "budgets": [asdict(budget) for budget in goal.budgets],

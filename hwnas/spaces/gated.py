@@ -54,17 +54,13 @@ class GateSpace(WidthSpace):
         import torch
 
         from hwnas.nn.cut import Readable
+        from hwnas.trace.torch_fx import skeleton
 
         with torch.random.fork_rng(devices=[]):
-            try:
-                with torch.device("meta"):
-                    net = self._make(self.input_shape, self.num_classes)
-            except NotImplementedError:  # it looks at its weights while it is made, as RegNets do
-                net = self._make(self.input_shape, self.num_classes)
+            net = skeleton(lambda: self._make(self.input_shape, self.num_classes))
         found = Readable.of(net, self.input_shape)
         if not found.channels.groups:
-            layer, why = next(iter(found.channels.fixed.items()), ("it", "it has no convolution"))
-            raise HwnasError(f"{self.name} has no channels that could go: {layer}: {why}")
+            raise HwnasError(f"{self.name} has no channels that could go: {found.channels.why_none}")
         return found
 
     @property

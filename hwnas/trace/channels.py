@@ -108,6 +108,11 @@ class Channels:
         """The number of each channel's group [count]."""
         return np.repeat(np.arange(len(self.groups)), [group.size for group in self.groups])
 
+    @property
+    def why_none(self) -> str:
+        """Why nothing can go, of a net without groups: the first layer that cannot lose channels, and its reason."""
+        return next((f"{layer}: {why}" for layer, why in self.fixed.items()), "it has no convolution")
+
     def report(self) -> list[str]:
         """What was tied, and what could not be gated and why, a line each."""
         lines = [
@@ -144,7 +149,7 @@ class _Finder:
     users: dict[Ref, list[Step]] = field(default_factory=lambda: defaultdict(list))
     calls: Counter[str] = field(default_factory=Counter)
     strange: set[int] = field(default_factory=set)
-    something: set[Ref] = field(default_factory=set)
+    something: set[Ref] = field(default_factory=set)  # values that are not zero where a channel is dead, as a sigmoid's
 
     def __post_init__(self) -> None:
         self.raw[INPUT] = np.full(self.graph.input.shape[0], FIXED)

@@ -106,6 +106,15 @@ def _line(error: Exception) -> str:
     return text.splitlines()[0][:160]
 
 
+def skeleton(make: Callable[[], nn.Module]) -> nn.Module:
+    """The module that `make` makes, without data where it can be made so."""
+    try:
+        with torch.device("meta"):
+            return make()
+    except NotImplementedError:  # it looks at its weights while it is made, as RegNets do
+        return make()
+
+
 def _without_weights(module: nn.Module) -> nn.Module:
     """A copy in eval mode whose parameters and buffers are on the meta device."""
     memo: dict[int, Any] = {}

@@ -190,6 +190,46 @@ def test_the_least_budgets_are_met(name: str, cost_name: str, times: float) -> N
         optimizer.param_groups.pop()
 
 
+class Patchy(Device):
+    """A table that lacks operators of small nets."""
+
+    path = "patchy.lut"
+
+    def search_ends(self, network: Network) -> tuple[float, float]:
+        if network.macs < 0.1 * SPACE.network(SPACE.supernet_arch).macs:
+            raise HwnasError("lacks operators")
+        return super().search_ends(network)
+
+
+def test_a_net_of_which_nobody_knows_the_latency_meets_no_budget_and_ends_no_search() -> None:
+    cost = gate_costs(SPACE, Patchy(), stairs=True)["latency"]  # type: ignore[arg-type]
+    small = tuple((8,) for _ in SPACE.full)
+    assert not Limit(cost, 1e9).met(small)
+    assert cost.ends(small) is None
+    training = trainer(limits=[limit := Limit(cost, 0.9 * cost.upper(SPACE.full))])
+    training.net.logits.data.fill_(-9.0)  # down to a net that is not known
+    widths, _ = training.land()
+    assert limit.met(widths)
+    assert all(map(math.isfinite, training.landing.shares().values()))
+    with pytest.raises(HwnasError, match="lacks operators"):
+        gate_costs(SPACE, Nothing(), stairs=True)["latency"].total(SPACE.full)  # type: ignore[arg-type]
+
+
+class Nothing(Device):
+    """A table of another space."""
+
+    path = "nothing.lut"
+
+    def search_ends(self, network: Network) -> tuple[float, float]:
+        raise HwnasError("lacks operators")
+
+
+def test_nets_that_look_at_their_weights_while_they_are_made_are_read() -> None:
+    assert len(space_of("torchvision:regnet_x_400mf").groups) == 5
+    with pytest.raises(HwnasError, match=r"no channels that could go: conv_proj: reshape works on"):
+        _ = find_space("torchvision:vit_b_16", image_size=224).groups
+
+
 def test_a_width_multiplier_that_cannot_be_small_enough_is_refused_with_what_it_could_be() -> None:
     space = space_of("figs-fbnet-tiny")
     cost = gate_costs(space, None, stairs=True)["params"]
