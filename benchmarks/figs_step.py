@@ -11,12 +11,14 @@ many times as long its gated step takes as that of the space without the ``@``: 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
 
+from hwnas.errors import HwnasError
 from hwnas.gate_costs import GateCount
 from hwnas.nn.gates import GatedNet
 from hwnas.search.figs_training import FigsTraining
@@ -105,9 +107,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     prepare_process(options.threads)
+    asked = []
     for text in options.what:
-        name, pixels, batch = text.rsplit(":", 2)
-        compare(name, int(pixels), int(batch), options.pairs)
+        match = re.fullmatch(r"(.+):(\d+):(\d+)", text)
+        if match is None:
+            parser.error(f"{text!r} is no SPACE:PIXELS:BATCH, as figs-fbnet-tiny:28:64")
+        try:
+            space = find_space(match[1], image_size=int(match[2]))
+        except HwnasError as error:
+            parser.error(str(error))
+        if not isinstance(space, GateSpace):
+            parser.error(f"{match[1]} has no gates")
+        asked.append((match[1], int(match[2]), int(match[3])))
+    for name, pixels, batch in asked:
+        compare(name, pixels, batch, options.pairs)
 
 
 if __name__ == "__main__":
