@@ -300,14 +300,21 @@ def test_predictions_are_judged_on_networks_that_calibrate_nothing(name: str) ->
 
 
 @pytest.mark.parametrize(
-    ("words", "why"), [(["--space", "nonsense"], "no space is called 'nonsense'"), (["--visits", "0"], "1 or more")]
+    ("name", "words", "why"),
+    [
+        ("prediction", ["--space", "nonsense"], "no space is called 'nonsense'"),
+        ("prediction", ["--visits", "0"], "1 or more"),
+        ("figs_step", ["figs-fbnet-tiny"], "is no SPACE:PIXELS:BATCH"),
+        ("figs_step", ["proxyless-tiny:28:8"], "has no gates"),
+        ("figs_step", ["figs-fbnet-tiny:4:8"], "is for images of 28 to 64 pixels, not 4"),
+    ],
 )
-def test_predictions_of_nothing_are_refused_in_a_line(
-    words: list[str], why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_measurements_of_nothing_are_refused_in_a_line(
+    name: str, words: list[str], why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["prediction.py", *words])
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
     with pytest.raises(SystemExit) as ended:
-        script("prediction").main()
+        script(name).main()
     assert ended.value.code == 2
     assert why in capsys.readouterr().err.splitlines()[-1]
 
