@@ -34,14 +34,26 @@ def synthetic(rng: np.random.Generator, count: int, noise: float = 0.02) -> tupl
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.floats(0.3, 3), st.floats(0, 5), st.integers(5, 40))
-def test_slope_and_offset_are_recovered_exactly(slope: float, offset: float, count: int) -> None:
+@given(st.floats(0.6, 1.5), st.floats(-0.3, 0.4), st.integers(20, 40))
+def test_slope_and_offset_are_recovered(slope: float, share: float, count: int) -> None:
+    """Though they are far from what is believed of them before: so many networks know better."""
     sums = np.linspace(3, 11, count)
+    offset = 3 * slope * share
     found = calibrate(sums, slope * sums + offset)
-    assert found.slope == pytest.approx(slope, rel=1e-6)
-    assert found.offset_ms == pytest.approx(offset, abs=1e-6)
-    assert found.relative_error == pytest.approx(0, abs=1e-8)
-    assert found.latency_ms(20) == pytest.approx(20 * slope + offset)
+    assert found.slope == pytest.approx(slope, rel=0.02)
+    assert found.offset_ms == pytest.approx(offset, abs=0.02 * 3 * slope)
+    assert found.relative_error < 0.005
+    for new in (3, 7, 20):
+        assert found.latency_ms(new) == pytest.approx(new * slope + offset, rel=0.015)
+
+
+def test_networks_that_are_alike_tell_no_offset() -> None:
+    """What all of them have is in the factor, and a network of half their sum takes half as long."""
+    rng = np.random.default_rng(0)
+    sums = 5 * (1 + 0.01 * rng.standard_normal(30))
+    found = calibrate(sums, 1.2 * sums * (1 + 0.01 * rng.standard_normal(30)), 0.005)
+    assert abs(found.offset_ms) < 0.05 * 5
+    assert found.latency_ms(2.5) == pytest.approx(1.2 * 2.5, rel=0.05)
 
 
 def test_leaving_one_out_really_leaves_it_out() -> None:
@@ -50,7 +62,10 @@ def test_leaving_one_out_really_leaves_it_out() -> None:
     for index in range(12):
         others = [i for i in range(12) if i != index]
         without = calibrate(sums[others], measured[others])
-        assert found.left_out_ms[index] == pytest.approx(without.latency_ms(sums[index]))
+        # (the least sum says what is believed of the offset before)
+        assert found.left_out_ms[index] == pytest.approx(without.latency_ms(sums[index]), rel=2e-3)
+        if index != np.argmin(sums):
+            assert found.left_out_ms[index] == pytest.approx(without.latency_ms(sums[index]))
         # whatever was measured of a network has no part in its own prediction
         changed = measured.copy()
         changed[index] *= 1.7
@@ -85,7 +100,8 @@ def test_leaving_one_out_leaves_what_it_says_of_operators_out_too() -> None:
     for index in range(12):
         others = [i for i in range(12) if i != index]
         without = calibrate([sums[i] for i in others], measured[others], 0.005, [nets[i] for i in others])
-        assert found.left_out_ms[index] == pytest.approx(predicted(without, [nets[index]])[0])
+        close = 2e-3 if index == np.argmin(sums) else 1e-6
+        assert found.left_out_ms[index] == pytest.approx(predicted(without, [nets[index]])[0], rel=close)
 
 
 def test_a_network_is_expected_to_be_off_by_what_a_fit_without_it_says() -> None:
@@ -112,10 +128,10 @@ def test_a_network_is_expected_to_be_off_by_what_a_fit_without_it_says() -> None
 
 
 @pytest.mark.parametrize("sums", [[1, 1, 1, 2], [1, 1.01, 1.02, 2], [1.0] * 9 + [2]])
-def test_an_offset_that_one_network_alone_tells_is_not_fitted(sums: list[float]) -> None:
+def test_an_offset_that_one_network_alone_tells_leaves_figures(sums: list[float]) -> None:
     measured = 1.1 * np.array(sums) + 0.1
     found = calibrate(sums, measured, 0.005)
-    assert found.offset_ms == 0
+    assert 0 <= found.offset_ms <= 0.1
     assert found.half_width < 0.2
     factor, more = found.upper
     assert factor + more < 1.3
@@ -266,6 +282,61 @@ def test_what_timing_a_run_costs_is_taken_off_operators_of_no_network_whatever_t
     assert found.factor_of(1e-5) == LEAST_FACTOR
 
 
+def test_what_short_operators_cannot_give_is_found_elsewhere() -> None:
+    """Timing a run costs 0.5 us; the shortest operators, two dozen in a network, seem to take hardly that."""
+    rng = np.random.default_rng(1)
+    beside = 5e-4
+    true = {f"op {i}": float(ms) for i, ms in enumerate(rng.uniform(3e-4, 4e-3, 40))}
+    true |= {f"short {i}": 2e-5 for i in range(4)}
+    seen = {name: ms + (beside if name.startswith("op") else 0.9 * beside) for name, ms in true.items()}
+
+    def network() -> Counter[str]:
+        ops = rng.choice(40, size=rng.integers(15, 60))
+        return Counter([f"op {i}" for i in ops] + [f"short {i}" for i in rng.integers(4, size=rng.integers(16, 32))])
+
+    nets = [network() for _ in range(60)]
+    parts = [{name: n * seen[name] for name, n in net.items()} for net in nets]
+    truth = np.array([sum(n * true[name] for name, n in net.items()) for net in nets])
+    sums = [sum(part.values()) for part in parts]
+    found = calibrate(sums[:30], truth[:30], 0.003, parts[:30], nets[:30])
+    least = [name for name, factor in found.factors.items() if factor == LEAST_FACTOR]
+    assert least
+    assert all(name.startswith("short") for name in least)
+    assert not any(found.corrects(name) for name in least)
+    # unseen ones are predicted as those that were left out are, small ones not too slow
+    errors = predicted(found, parts[30:]) / truth[30:] - 1
+    assert np.abs(errors).mean() < 0.01
+    assert abs(errors[np.argsort(truth[30:])[:10]].mean()) < 0.005
+    inside = predicted(found, parts[:30]) / truth[:30] - 1
+    left_out = np.array(found.left_out_ms) / truth[:30] - 1
+    assert np.abs(inside).mean() <= np.abs(left_out).mean()
+
+
+def test_operators_err_by_a_share_of_what_they_take_not_of_what_timing_them_costs() -> None:
+    """Networks of operators that are timed as twice what they take are predicted as well as intervals say."""
+    held, widths, errors = [], [], []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        true = {f"op {i}": float(ms) for i, ms in enumerate(rng.uniform(2e-4, 2e-3, 60))}
+        err = {name: 1 + 0.03 * rng.standard_normal() for name in true}
+        nets = [Counter(rng.choice(list(true), size=rng.integers(30, 90)).tolist()) for _ in range(80)]
+        parts = [{name: n * (true[name] + 6e-4) for name, n in net.items()} for net in nets]
+        truth = np.array([sum(n * true[name] * err[name] for name, n in net.items()) for net in nets])
+        truth *= 1 + 0.006 * rng.standard_normal(80)
+        sums = [sum(part.values()) for part in parts]
+        found = calibrate(sums[:30], truth[:30], 0.003, parts[:30], nets[:30], [0.005] * 30)
+        for part, net, taken in zip(parts[30:], nets[30:], truth[30:], strict=True):
+            known = {name: found.factors[name] * ms for name, ms in part.items() if name in found.factors}
+            if len(known) == len(part):
+                latency = found.latency_ms(sum(known.values()))
+                half = found.half_width_ms(latency, 0.005, sum(known.values()), known, net.total())
+                held.append(abs(latency - taken) <= half)
+                widths.append(half / latency)
+                errors.append(abs(latency / taken - 1))
+    assert 0.88 <= np.mean(held) <= 0.97, np.mean(held)
+    assert np.mean(widths) < 2.5 * np.mean(errors)
+
+
 def test_the_error_is_out_of_sample() -> None:
     """With five networks the fit follows them: only left out they show how far the next one is off."""
     inside, outside = [], []
@@ -299,7 +370,7 @@ def test_what_cannot_be_a_cost_is_not_fitted() -> None:
         assert found.offset_ms == 0
         assert found.slope > 0
     equal = calibrate([5, 5, 5, 5, 5], [6, 6, 6.1, 5.9, 6])
-    assert (equal.offset_ms, equal.slope) == (0, pytest.approx(1.2, rel=1e-3))
+    assert (equal.offset_ms, equal.slope) == (pytest.approx(0, abs=1e-9), pytest.approx(1.2, rel=1e-3))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
