@@ -8,9 +8,10 @@ one line of figures of the test networks: predictions are calibrated on the 30 c
 stands what a naive table says: operators timed alone one after the other, the median, no calibration. Coverage is over
 200 random splits of all networks into 30 to calibrate on and the rest. "profiled" is the time that went into what a
 profile measures, "noise" the standard error of a test network's own measurement: no error can be seen to be smaller;
-"spread" is how much a kernel differs from one network to the next. Of spaces of atoms and of gated channels the test
-networks have operators that no network of the table has: coverage is that of the predictions themselves then, not of
-splits.
+"spread" is how much a kernel differs from one network to the next, "by size" the share of that (of its variance) that
+goes with how long the network takes: what a kernel finds in the cache. Of spaces of atoms and of gated channels the
+test networks have operators that no network of the table has: coverage is that of the predictions themselves then, not
+of splits.
 
 `--quick` is one thread, batch 1, three spaces, and fewer visits of each network, `--visits` for slow ones. Tables with
 the raw samples, and plots of predicted against measured (the extra `plot`), are kept under `--out`; `--go-on` adds to
@@ -81,6 +82,7 @@ class Line:
     naive_error: float
     noise: float
     spread: float | None
+    by_size: float | None
 
     @property
     def errors(self) -> Vector:
@@ -107,13 +109,14 @@ class Line:
 
     def text(self) -> str:
         """One row of the table."""
-        errors, spread = self.errors, "-" if self.spread is None else f"{self.spread:.1%}"
+        errors = self.errors
+        spread, by_size = ("-" if share is None else f"{share:.1%}" for share in (self.spread, self.by_size))
         least = f"{self.coverage.min():.1%}" if len(self.coverage) > 1 else "-"
         columns = [
             f"{self.space:16s} {self.batch:5d} {self.threads:7d} {self.profile_s:7.0f} s {len(errors):8d}",
             f"{self.measured.min():8.3f} to {self.measured.max():7.3f} {errors.mean():10.2%}",
             f"{(errors <= 0.05).mean():9.1%} {(errors <= 0.10).mean():10.1%} {errors.max():6.1%} {self.tau:5.3f}",
-            f"{self.noise:6.2%} {spread:>6s} {self.coverage.mean():8.1%} {least:>6s}",
+            f"{self.noise:6.2%} {spread:>6s} {by_size:>7s} {self.coverage.mean():8.1%} {least:>6s}",
             f"{self.naive_error:11.1%}",
         ]
         return " ".join(columns)
@@ -121,7 +124,7 @@ class Line:
 
 HEAD = (
     "space            batch threads  profiled networks       range in ms  mean error within 5% within 10%  worst   tau "
-    " noise spread coverage  least naive error"
+    " noise spread by size coverage  least naive error"
 )
 
 
@@ -195,6 +198,7 @@ def measure(profile: DeviceProfile, space: Space | WidthSpace, count: int, out: 
             coverage = split_coverage(LatencyModel(table, calibrate_on=lambda _: False), networks)
         profile_s = table.seconds(lambda name: not name.startswith(TEST))
         spread = mean_spread(model, known)
+        by_size = size_share(table.by_network())
     naive = naive_table(profile, tests)
     times = np.array([net.measured.latency_ms for net in measured.values()])
     sums = np.array([sum(naive[op.key] for op in net.network.ops) for net in measured.values() if net.network])
@@ -209,6 +213,7 @@ def measure(profile: DeviceProfile, space: Space | WidthSpace, count: int, out: 
         float(np.abs(sums / times - 1).mean()),
         float(np.median([net.measured.relative_error for net in measured.values()])) / NORMAL_90,
         spread,
+        by_size,
     )
 
 
@@ -233,6 +238,23 @@ def mean_spread(model: LatencyModel, networks: list[Network]) -> float | None:
     known = [(kernel.latency_ms, kernel.spread) for kernel in kernels if kernel and kernel.spread is not None]
     total = sum(taken for taken, _ in known)
     return sum(taken * spread for taken, spread in known) / total if total else None
+
+
+def size_share(by_network: Mapping[str, Mapping[str, Sequence[float]]]) -> float | None:
+    """Of how kernels differ between networks (variance, weighted by the time they take) what a line through the size of
+    the network explains, one for each kernel. The size is the logarithm of what all kernels of the network take."""
+    levels = {key: {net: float(np.median(ms)) for net, ms in by.items()} for key, by in by_network.items()}
+    sizes: Counter[str] = Counter()
+    for by in levels.values():
+        sizes.update(by)
+    total = explained = 0.0
+    for by in levels.values():
+        if len(by) > 3:
+            taken, size = np.array(list(by.values())), np.log([sizes[net] for net in by])
+            about, across = taken - taken.mean(), size - size.mean()
+            total += (about**2).sum() / taken.mean()
+            explained += (across @ about) ** 2 / (across @ across) / taken.mean()
+    return explained / total if total else None
 
 
 def split_coverage(plain: LatencyModel, networks: list[MeasuredNetwork]) -> Vector:

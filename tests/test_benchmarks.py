@@ -330,7 +330,7 @@ def test_predictions_are_printed_with_and_without_plots(
         monkeypatch.setitem(sys.modules, "matplotlib", None)
     prediction = script("prediction")
     times = np.linspace(1.0, 3.0, 50)
-    line = prediction.Line("proxyless", 1, 1, 50.0, times, times * 1.004, np.full(9, 0.9), 0.2, 0.002, 0.02)
+    line = prediction.Line("proxyless", 1, 1, 50.0, times, times * 1.004, np.full(9, 0.9), 0.2, 0.002, 0.02, 0.8)
     monkeypatch.setattr(prediction, "measure", create_autospec(prediction.measure, return_value=line))
     monkeypatch.setattr(sys, "argv", ["prediction.py", "--quick", "--space", "proxyless", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
@@ -344,6 +344,25 @@ def test_predictions_are_printed_with_and_without_plots(
     assert [path.name for path in tmp_path.iterdir()] == (["proxyless-b1-t1.png"] if installed else [])
     if installed:
         assert (tmp_path / "proxyless-b1-t1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_a_networks_size_explains_of_its_kernels() -> None:
+    size_share = script("prediction").size_share
+    rng = np.random.default_rng(0)
+    nets = {f"net {i}": rng.choice(60, count, replace=False) for i, count in enumerate(range(10, 60))}
+
+    def table(by_size: float, noise: float) -> dict[str, dict[str, list[float]]]:
+        found: dict[str, dict[str, list[float]]] = {}
+        for net, kernels in nets.items():
+            for kernel in kernels:
+                errors = by_size * np.log(len(kernels) / 30) + noise * rng.standard_normal()
+                found.setdefault(f"kernel {kernel}", {})[net] = [1 + errors] * 3
+        return found | {"rare": {"net 0": [1.0]}}
+
+    assert size_share(table(0.1, 0.0)) > 0.99
+    assert 0.3 < size_share(table(0.1, 0.05)) < 0.7
+    assert size_share(table(0.0, 0.05)) < 0.1
+    assert size_share({}) is None
 
 
 def test_an_atomnas_step_is_that_of_the_straightforward_implementation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
@@ -172,23 +172,32 @@ class Levels:
         return {name: self._level(places) for (kind, name), places in self._of.items() if kind == role}
 
     def kernels(self, timed: Iterable[tuple[str, int, float, Samples]]) -> dict[str, Estimate]:
-        """Latencies of operators that were timed inside networks.
+        """Latencies of operators that were timed inside networks; `timed` as `by_network` has it."""
+        valued = self._inside(timed)
+        counts: Counter[str] = Counter()
+        for one in valued:
+            counts[one.name] += one.samples
+        return {key: _over_networks(list(by.values()), counts[key]) for key, by in _by_network(valued).items()}
+
+    def by_network(self, timed: Iterable[tuple[str, int, float, Samples]]) -> dict[str, dict[str, list[float]]]:
+        """What operators take in each network that they were timed in, by key and name, in ms: one value a visit.
 
         Args:
             timed: key of the operator, number of the network's visit, kernels that the operator is run as, durations
                 in its runs. What was timed in the network `OVERHEAD` alone tells what timing one kernel costs, and
                 nothing of the operator.
         """
+        return _by_network(self._inside(timed))
+
+    def _inside(self, timed: Iterable[tuple[str, int, float, Samples]]) -> list[_Valued]:
+        """What was timed inside networks, less what timing it costs."""
         valued = self._valued(timed)
         overhead = self._overhead(valued)
-        found: dict[str, dict[tuple[str, str], list[float]]] = {}
-        counts: Counter[str] = Counter()
-        for one in valued:
-            if one.entry != ("cover", OVERHEAD):
-                of_key = found.setdefault(one.name, {})
-                of_key.setdefault(one.entry, []).append(one.value_ms - one.launches * overhead)
-                counts[one.name] += one.samples
-        return {key: _over_networks(list(by.values()), counts[key]) for key, by in found.items()}
+        return [
+            replace(one, value_ms=one.value_ms - one.launches * overhead)
+            for one in valued
+            if one.entry != ("cover", OVERHEAD)
+        ]
 
     def terms(
         self, operators: Iterable[tuple[str, int, float, Samples]], timed: Iterable[tuple[str, int, float, Samples]]
@@ -249,6 +258,13 @@ class _Valued:
     launches: float
     value_ms: float
     samples: int
+
+
+def _by_network(valued: Iterable[_Valued]) -> dict[str, dict[str, list[float]]]:
+    found: dict[str, dict[str, list[float]]] = {}
+    for one in valued:
+        found.setdefault(one.name, {}).setdefault(one.entry[1], []).append(one.value_ms)
+    return found
 
 
 def level_of(log_ms: Samples, samples: int, quantile: float = QUANTILE) -> Estimate:

@@ -266,6 +266,10 @@ class LatencyTable:
             self._cache = {**stated(self._imported("operator")), **self._alone(), **inside}
         return self._cache
 
+    def by_network(self) -> dict[str, dict[str, list[float]]]:
+        """Of operators that were timed inside networks: what each takes in each, by key and name, in ms."""
+        return self._levels.by_network(self._timed_inside("operator"))
+
     @property
     def _levels(self) -> Levels:
         if self._levels_cache is None:
