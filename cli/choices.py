@@ -35,7 +35,8 @@ SPACE_NAMES = (
     f"{', '.join(SPACES)}, each has a NAME-tiny for images up to 64 pixels; "
     "spos-channels@BLOCKS, @zoo:NAME or @RUN searches channels on those blocks instead of choice_3; "
     "atomnas-a/-b/-c or atomnas-tiny; "
-    f"{', '.join(GATE_SPACES)}, each with a NAME-tiny, or torchvision:NAME"
+    f"{', '.join(GATE_SPACES)}, each with a NAME-tiny, torchvision:NAME, "
+    "or FILE.py:NAME, where NAME(num_classes=N) makes a net of your own"
 )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -192,8 +191,9 @@ class Shared:
 def is_gated(space: str) -> bool:
     """Whether a space, as typed, is one of gates."""
     from hwnas.spaces import GATE_SPACES
+    from hwnas.spaces.own import is_own
 
-    return space.partition("@")[0] in GATE_SPACES or space.startswith("torchvision:")
+    return space.partition("@")[0] in GATE_SPACES or space.startswith("torchvision:") or is_own(space)
 
 
 def _check_bits(space: Space, typed: dict[str, str]) -> None:
@@ -275,8 +275,9 @@ def _recipe(terminal: Terminal, name: str | None, population: int | None, genera
 def default_out(method: str, space: Space | WidthSpace, info: DataInfo, recipe: str | None) -> Path:
     """The same search finds its folder again; another recipe has another one."""
     from hwnas.runs import ROOT, default_name
+    from hwnas.spaces.own import short_name
 
-    name = default_name(method, re.sub(r"[:@]", "-", space.name), info.slug)
+    name = default_name(method, short_name(space.name), info.slug)
     return ROOT / (name if recipe in (None, "default", "atomnas", "figs") else f"{name}-{Path(str(recipe)).stem}")
 
 

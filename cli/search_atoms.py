@@ -105,7 +105,7 @@ def _space(terminal: Terminal, asked: Shared) -> WidthSpace:
         name = fitting[0] if fitting else options[0]  # the refusal says which sizes there are
         terminal.default("--space", name, f"for images of {size} pixels")
     lacking = UsageError(
-        f"{name} has no gates: this method searches {', '.join(GATES)} and torchvision:NAME"
+        f"{name} has no gates: this method searches {', '.join(GATES)}, torchvision:NAME and FILE.py:NAME"
         if asked.method in GATE_METHODS
         else f"{name} has no atoms: this method searches {', '.join(ATOM_SPACES)}"
     )

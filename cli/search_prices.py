@@ -108,7 +108,7 @@ def _space_options(space: Space | WidthSpace) -> str:
     from hwnas.spaces import find_space
 
     usual = find_space(space.name)
-    options = f"--space {space.name}"
+    options = f"--space {shlex.quote(space.name)}"
     if space.input_shape != usual.input_shape:
         options += f" --image-size {space.input_shape[1]}"
     return options if space.num_classes == usual.num_classes else f"{options} --num-classes {space.num_classes}"

@@ -24,7 +24,7 @@ def profile_command(space: Space | WidthSpace, model: LatencyModel) -> str:
     device = names[0] if names else profile.get("device", "cpu")
     if profile.get("host"):
         device = shlex.quote(f"{profile['host']}/{device}")
-    command = f"hwnas profile --device {device} --space {space.name}"
+    command = f"hwnas profile --device {device} --space {shlex.quote(space.name)}"
     if space.input_shape != default.input_shape:
         command += f" --image-size {space.input_shape[1]}"
     if space.num_classes != default.num_classes:

@@ -28,6 +28,7 @@ from hwnas.search.morphnet import MorphNetTraining
 from hwnas.search.width_search import AtomGoal
 from hwnas.search.width_work import WidthShop, WidthWork
 from hwnas.spaces.gated import GateSpace
+from hwnas.spaces.own import COPY, source_of
 from hwnas.spaces.widths import AtomArch, Widths
 from hwnas.train.chance import step_rng, torch_generator
 from hwnas.train.checkpoint import CheckpointStore, write_atomically
@@ -131,6 +132,8 @@ class GateWork(WidthWork):
             (folder.path / stale).unlink(missing_ok=True)
         report = self.space.channels.report()
         write_atomically(self.run.path / "channels.txt", "".join(f"{line}\n" for line in report).encode())
+        if (source := source_of(self.space.name)) is not None:
+            write_atomically(self.run.path / COPY, source)
         for line in report:
             if line.startswith("not gated"):
                 self.progress.note(line)

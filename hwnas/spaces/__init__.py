@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from hwnas.errors import HwnasError, UsageError
-from hwnas.spaces import atoms, channels, fbnet, figs, proxyless, resnet, shufflenet
+from hwnas.spaces import atoms, channels, fbnet, figs, own, proxyless, resnet, shufflenet
 from hwnas.spaces.atoms import AtomFamily, AtomSpace
 from hwnas.spaces.base import Arch, Family, Space
 from hwnas.spaces.gated import GateFamily, GateSpace
@@ -25,7 +26,8 @@ ATOM_SPACES: dict[str, AtomFamily] = atoms.FAMILIES
 """Every space of atoms (`--method atomnas`) by the name that is typed for it."""
 
 GATE_SPACES: dict[str, GateFamily] = figs.FAMILIES
-"""Every space of gates (`--method figs`) by the name that is typed for it; ``torchvision:NAME`` is one too."""
+"""Every space of gates (`--method figs`) by the name that is typed for it; ``torchvision:NAME`` is one too, and so is a
+net of a file of one's own, ``FILE.py:NAME`` (`hwnas.spaces.own`)."""
 
 MAX_CLASSES = 1_000_000
 
@@ -50,13 +52,16 @@ def find_space(name: str, *, image_size: int | None = None, num_classes: int | N
 
     Args:
         name: one of `SPACES`, `ATOM_SPACES` or `GATE_SPACES`, and where its family has variants ``@`` and the
-            variant; or ``torchvision:NAME``.
+            variant; or ``torchvision:NAME`` or ``FILE.py:NAME``.
         image_size: height and width in pixels; None is the space's own.
         num_classes: outputs of the classifier; None is the space's own.
 
     Raises:
         UsageError: there is no such space, or it is not meant for such images or so many classes.
     """
+    if own.is_own(name):
+        name, mine = own.own_family(name)
+        return _made(name, {name: mine}, image_size, num_classes)
     base, variant = name.partition("@")[::2]
     kind: dict[str, Family] | dict[str, AtomFamily] | dict[str, GateFamily] = SPACES
     if base in ATOM_SPACES:
@@ -70,10 +75,22 @@ def find_space(name: str, *, image_size: int | None = None, num_classes: int | N
         names = [*SPACES, *ATOM_SPACES, *GATE_SPACES]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"no space is called {name[:80]!r}: {hint}Spaces: {', '.join(names)}, torchvision:NAME")
+        names += ["torchvision:NAME", own.FORM]
+        raise UsageError(f"no space is called {name[:80]!r}: {hint}Spaces: {', '.join(names)}")
     variants = "" if isinstance(family, AtomFamily) else family.variants
     if "@" in name and (not (variant and variants) or (isinstance(family, GateFamily) and variant != variants)):
         raise UsageError(f"{name[:80]!r} is no space: write {base}{f'@{variants}' if variants else ''}")
+    return _made(name, kind, image_size, num_classes)
+
+
+def _made(
+    name: str,
+    kind: Mapping[str, Family] | Mapping[str, AtomFamily] | Mapping[str, GateFamily],
+    image_size: int | None,
+    num_classes: int | None,
+) -> Space | WidthSpace:
+    """The space `name`, with a variant behind an ``@`` where it has one, of a family of `kind`."""
+    family = kind[name] if name in kind else kind[name.partition("@")[0]]
     size = family.image_size if image_size is None else image_size
     smallest, largest = family.image_sizes
     if not smallest <= size <= largest:

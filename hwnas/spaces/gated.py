@@ -59,6 +59,12 @@ class GateSpace(WidthSpace):
         with torch.random.fork_rng(devices=[]):
             net = skeleton(lambda: self._make(self.input_shape, self.num_classes))
         found = Readable.of(net, self.input_shape)
+        shapes = [value.shape for value in found.channels.outputs]
+        if shapes != [(self.num_classes,)]:
+            raise HwnasError(
+                f"{self.name} gives {' and '.join('x'.join(map(str, shape)) for shape in shapes)} for an image: "
+                f"{self.num_classes} numbers, one for each class, were expected"
+            )
         if not found.channels.groups:
             raise HwnasError(f"{self.name} has no channels that could go: {found.channels.why_none}")
         return found

@@ -10,6 +10,17 @@ from tiny_fashion import TINY_RECIPE, write_fashion_mnist
 
 from hwnas.export import preparation_of
 
+OWN_NET = """
+from torch import nn
+
+
+def make(num_classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3, 2, 1), nn.BatchNorm2d(24),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(24, num_classes),
+    )
+"""
+
 
 def test_predict_says_how_large_a_space_of_gates_is(hwnas: Hwnas) -> None:
     document = hwnas("predict", "space:figs-resnet50", "--json").document
@@ -40,6 +51,37 @@ def test_a_search_by_params_is_trained_within_them_exported_and_verified(hwnas: 
     assert over.code == 3
     assert f"{result['params']:,} of 9" in over.stdout
     assert f"params {result['params']:,}, over its budget of 9" in over.error
+
+
+def test_a_net_of_ones_own_is_searched_found_again_and_exported(hwnas: Hwnas) -> None:
+    env = {
+        "HWNAS_FASHION_MNIST": str(write_fashion_mnist(hwnas.folder / "fashion")),
+        "XDG_STATE_HOME": str(hwnas.folder / "state"),
+    }
+    (hwnas.folder / "tiny.toml").write_text(TINY_RECIPE)
+    source = hwnas.folder / "nets.py"
+    source.write_text(OWN_NET)
+    args = ("search", "--method", "figs", "--space", "nets.py:make", "--params", "60%", "--recipe", "tiny.toml")
+    done = hwnas(*args, "--json", env=env)
+    assert done.code == 0, done.stderr
+    (result,) = done.document["results"]
+    run = Path(done.document["run"])
+    assert run.parts[:1] == ("runs",)
+    assert run.name.startswith("figs-nets-make-")
+    assert (hwnas.folder / run / "source.py").read_text() == OWN_NET
+    assert done.document["space"].startswith("nets.py:make@")
+    assert hwnas("predict", run, "--json", env=env).document["params"] == result["params"]
+    assert hwnas("export", run, "--out", "net.onnx", env=env).code == 0
+    verified = hwnas("verify", run, "--json", env=env)
+    assert verified.code == 0, verified.stderr
+    source.write_text(OWN_NET + "\n# changed\n")
+    assert "nets.py, which has changed since: restore it" in hwnas("export", run, "--out", "x.onnx", env=env).error
+    # the copy of the run does as well, once it was named
+    assert hwnas("predict", f"space:{run}/source.py:make", env=env).code == 0
+    assert hwnas("export", run, "--out", "x.onnx", env=env).code == 0
+    assert hwnas("predict", "space:nets.py:made", env=env).error.endswith("'made': did you mean 'make'?")
+    refused = hwnas("search", "--space", "nets.py:make", "--params", "60%", env=env)
+    assert "is a space of gates: it is for --method figs" in refused.error
 
 
 def test_recipes_that_do_not_fit_are_refused_in_a_line(hwnas: Hwnas) -> None:

@@ -1,0 +1,239 @@
+"""Spaces that are nets of a file of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hwnas.errors import HwnasError, UsageError
+from hwnas.latency.groups import space_of
+from hwnas.spaces import GateSpace, atoms_from_json, find_space, own
+from hwnas.spaces.widths import AtomArch
+
+NETS = """
+import torch
+from torch import nn
+from parts_of_own import Block
+
+MEAN = torch.zeros(3)
+
+
+class Tiny(nn.Module):
+    def __init__(self, num_classes=10, width=8):
+        super().__init__()
+        self.rates = [rate.item() for rate in torch.linspace(0, 0.2, 2)]  # as timm's nets do
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU())
+        self.blocks = nn.Sequential(Block(width), Block(width))
+        self.scale = nn.Parameter(torch.randn(3, 1, 1))
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(width, num_classes)
+        assert MEAN.tolist() == [0, 0, 0]
+
+    def forward(self, x):
+        return self.head(self.drop(self.blocks(self.stem(x)).mean((2, 3))))
+
+
+def shaped(num_classes, input_shape):
+    return Tiny(num_classes, input_shape[1])
+
+
+def anything(**options):
+    return Tiny(**options)
+
+
+def wrong(num_classes):
+    return Tiny(7)
+
+
+def two(num_classes):
+    class Two(Tiny):
+        def forward(self, x):
+            y = super().forward(x)
+            return y, y
+    return Two(num_classes)
+
+
+def broken(num_classes):
+    return Tiny(num_classes).nothing
+
+
+def bare(classes):
+    return Tiny(classes)
+
+
+number = 3
+
+
+def three(num_classes):
+    return 3
+"""
+
+PARTS = """
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(width, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, width, 1))
+
+    def forward(self, x):
+        return x + self.body(x)
+"""
+
+
+@pytest.fixture
+def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file, in a folder with a space in its name, and a place of its own for what is remembered."""
+    folder = tmp_path / "my nets"
+    folder.mkdir()
+    (folder / "nets.py").write_text(NETS)
+    (folder / "parts_of_own.py").write_text(PARTS)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(own, "_typed", {})
+    return folder / "nets.py"
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in another process."""
+    monkeypatch.setattr(own, "_typed", {})
+
+
+def gates(name: object, size: int = 16, classes: int = 4) -> GateSpace:
+    space = find_space(str(name), image_size=size, num_classes=classes)
+    assert isinstance(space, GateSpace)
+    return space
+
+
+@pytest.mark.parametrize(("name", "width"), [("Tiny", 8), ("shaped", 16), ("anything", 8)])
+def test_a_net_of_ones_own_is_a_space(nets: Path, name: str, width: int) -> None:
+    space = gates(f"{nets}:{name}")
+    assert space.name.startswith(f"nets.py:{name}@")
+    assert [group.size for group in space.groups] == [width, 16, 16]
+    arch = AtomArch(space.name, ((8,), (5,), (0,)))
+    net = space.build(arch, generator=torch.Generator().manual_seed(0)).eval()
+    assert net(torch.zeros(2, 3, 16, 16)).shape == (2, 4)
+    assert space_of(f"{space.name} #3 0a1b2c") == space.name
+
+
+def test_the_same_seed_gives_the_same_net_whatever_it_draws_itself(nets: Path) -> None:
+    def weights() -> dict[str, torch.Tensor]:
+        torch.manual_seed(int(np.random.default_rng().integers(1000)))
+        before = torch.get_rng_state()
+        net = gates(f"{nets}:Tiny").supernet(generator=torch.Generator().manual_seed(3))
+        assert torch.equal(torch.get_rng_state(), before)
+        assert not any(type(part) is nn.Dropout for part in net.modules())  # its chance is seeded
+        return net.state_dict()
+
+    first, second = weights(), weights()
+    assert first["scale"].abs().sum() > 0
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_found_nets_are_read_wherever_the_file_that_was_typed_is(
+    nets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(nets.parent)
+    space = gates("nets.py:Tiny")
+    data = space.to_json(AtomArch(space.name, ((8,), (8,), (16,))))
+    assert str(nets.parent) not in str(data)
+    monkeypatch.chdir(tmp_path)
+    forget(monkeypatch)
+    again, arch = atoms_from_json(data)
+    assert (again.name, arch.widths) == (space.name, ((8,), (8,), (16,)))
+    assert own.source_of(space.name) == NETS.encode()
+    nets.rename(nets.with_name("others.py"))
+    forget(monkeypatch)
+    with pytest.raises(HwnasError, match=r"cannot be read .* name a file with that content"):
+        atoms_from_json(data)
+    assert gates(f"{nets.with_name('others.py')}:Tiny").name.startswith("others.py:Tiny@")
+    forget(monkeypatch)
+    assert atoms_from_json(data)[0].name == space.name
+
+
+def test_a_file_that_has_changed_is_another_space_and_nothing_else_is_run(
+    nets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = gates(f"{nets}:Tiny")
+    data = space.to_json(AtomArch(space.name, ((8,), (8,), (16,))))
+    nets.write_text(NETS.replace("width=8", "width=16"))
+    forget(monkeypatch)
+    with pytest.raises(HwnasError, match="has changed since: restore it"):
+        atoms_from_json(data)
+    assert own.source_of(space.name) is None
+    changed = gates(f"{nets}:Tiny")
+    assert changed.name != space.name
+    assert changed.groups[0].size == 16
+    # a document cannot name a file that nobody typed, though it is there and has that content
+    evil = nets.with_name("evil.py")
+    evil.write_text("raise SystemExit('was run')\n")
+    digest = own._digest(evil.read_bytes())
+    monkeypatch.chdir(nets.parent)
+    for name in (f"evil.py:Tiny@{digest}", f"{evil}:Tiny@{digest}"):
+        with pytest.raises(HwnasError, match="no such file was used on this machine"):
+            atoms_from_json({**data, "space": name})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tiny", "has no function or class 'tiny': did you mean 'Tiny'"),
+        ("zzz", "has no function or class 'zzz'; it has"),
+        ("number", "has no function or class 'number'"),
+        ("broken", r"made no net of 4 classes: AttributeError: .*nothing.* \(line \d+\)"),
+        ("bare", r"it takes no num_classes: write def bare\(num_classes: int\)"),
+        ("three", "gave int: a torch.nn.Module was expected"),
+        ("wrong", "gives 7 for an image: 4 numbers, one for each class, were expected"),
+        ("two", "gives 4 and 4 for an image"),
+    ],
+)
+def test_what_makes_no_net_is_said_in_a_line(nets: Path, name: str, message: str) -> None:
+    with pytest.raises(HwnasError, match=message) as refused:
+        _ = gates(f"{nets}:{name}").groups
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def Tiny(:\n", r"does not run: SyntaxError: .* \(line 1\)"),
+        ("\nimport nothing_of_this_name\n", r"does not run: ModuleNotFoundError: .* \(line 2\)"),
+        ("import sys\nsys.exit(3)\n", "does not run: SystemExit"),
+    ],
+)
+def test_a_file_that_does_not_run_is_said_in_a_line(nets: Path, source: str, message: str) -> None:
+    nets.write_text(source)
+    for _ in range(2):
+        with pytest.raises(UsageError, match=message):
+            _ = gates(f"{nets}:Tiny").groups
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        gates(f"{nets.with_name('none.py')}:Tiny")
+
+
+def test_without_a_place_to_remember_it_is_known_in_the_process(
+    nets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    space = gates(f"{nets}:Tiny")
+    data = space.to_json(AtomArch(space.name, ((8,), (8,), (16,))))
+    assert atoms_from_json(data)[0].name == space.name
+    forget(monkeypatch)
+    with pytest.raises(HwnasError, match="no such file was used"):
+        atoms_from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "folder"),
+    [
+        ("figs-fbnet-tiny@full", "figs-fbnet-tiny-full"),
+        ("torchvision:resnet18", "torchvision-resnet18"),
+        ("../my nets/a b.py:Tiny@0123456789abcdef", "a-b-Tiny-012345"),
+    ],
+)
+def test_names_of_folders(text: str, folder: str) -> None:
+    assert own.short_name(text) == folder
