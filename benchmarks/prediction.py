@@ -37,7 +37,8 @@ from hwnas.devices import DeviceProfile, find_profile
 from hwnas.errors import UsageError
 from hwnas.latency import atoms
 from hwnas.latency.build import build_table
-from hwnas.latency.calibration import calibrate
+from hwnas.latency.calibration import Calibration, calibrate
+from hwnas.latency.levels import SHORTEST_MS
 from hwnas.latency.model import LatencyModel, Prediction
 from hwnas.latency.plan import CALIBRATION_NETWORKS, calibration_archs
 from hwnas.latency.table import LatencyTable, MeasuredNetwork
@@ -242,19 +243,24 @@ def mean_spread(model: LatencyModel, networks: list[Network]) -> float | None:
 
 def size_share(by_network: Mapping[str, Mapping[str, Sequence[float]]]) -> float | None:
     """Of how kernels differ between networks (variance, weighted by the time they take) what a line through the size of
-    the network explains, one for each kernel. The size is the logarithm of what all kernels of the network take."""
-    levels = {key: {net: float(np.median(ms)) for net, ms in by.items()} for key, by in by_network.items()}
+    the network explains, one for each kernel, less what it would by chance (adjusted R squared). The size is the
+    logarithm of what all kernels of the network take."""
+    levels = {
+        key: {net: max(SHORTEST_MS, float(np.median(ms))) for net, ms in by.items()} for key, by in by_network.items()
+    }
     sizes: Counter[str] = Counter()
     for by in levels.values():
         sizes.update(by)
-    total = explained = 0.0
+    total = left = 0.0
     for by in levels.values():
-        if len(by) > 3:
-            taken, size = np.array(list(by.values())), np.log([sizes[net] for net in by])
+        count, size = len(by), np.log([sizes[net] for net in by])
+        if count > 3 and np.ptp(size):
+            taken = np.array(list(by.values()))
             about, across = taken - taken.mean(), size - size.mean()
-            total += (about**2).sum() / taken.mean()
-            explained += (across @ about) ** 2 / (across @ across) / taken.mean()
-    return explained / total if total else None
+            squares, weight = about @ about, count / taken.mean()
+            total += weight * squares / (count - 1)
+            left += weight * (squares - (across @ about) ** 2 / (across @ across)) / (count - 2)
+    return 1 - left / total if total else None
 
 
 def split_coverage(plain: LatencyModel, networks: list[MeasuredNetwork]) -> Vector:
@@ -277,12 +283,17 @@ def split_coverage(plain: LatencyModel, networks: list[MeasuredNetwork]) -> Vect
         centre = np.array([calibration.latency_ms(total) for total in summed])
         widths = np.array(
             [
-                calibration.half_width_ms(latency, doubts[i], total, each, counts[i].total())
+                calibration.half_width_ms(latency, doubts[i], total, each, _runs(calibration, counts[i]))
                 for i, latency, total, each in zip(rest, centre, summed, corrected, strict=True)
             ]
         )
         shares.append((np.abs(times[rest] - centre) <= widths).mean())
     return np.array(shares)
+
+
+def _runs(calibration: Calibration, counts: Mapping[str, int]) -> int:
+    """As `Calibrations.open_runs` where there is one calibration."""
+    return sum(n for key, n in counts.items() if calibration.corrects(key) or key not in calibration.factors)
 
 
 def naive_table(profile: DeviceProfile, networks: Mapping[str, Network]) -> dict[str, float]:

@@ -92,6 +92,7 @@ def search_atoms(terminal: Terminal, asked: Shared) -> dict[str, Any] | None:
 
 def _space(terminal: Terminal, asked: Shared) -> WidthSpace:
     """The space that was named, or the one for the data's image size, for the data's classes."""
+    from hwnas.models import space_name
     from hwnas.spaces import ATOM_SPACES, AtomSpace, GateSpace, WidthSpace, find_space
     from hwnas.spaces import GATE_SPACES as GATES
     from hwnas.spaces import SPACES as SLOT_SPACES
@@ -111,7 +112,7 @@ def _space(terminal: Terminal, asked: Shared) -> WidthSpace:
     )
     if name.partition("@")[0] in SLOT_SPACES:  # said before that its images are of another size
         raise lacking
-    space = find_space(name, image_size=size, num_classes=asked.info.num_classes)
+    space = find_space(space_name(name), image_size=size, num_classes=asked.info.num_classes)
     gates_only, both = (*GATE_METHODS, "random"), asked.method == "width"
     if not isinstance(space, WidthSpace if both else GateSpace if asked.method in gates_only else AtomSpace):
         raise lacking

@@ -89,16 +89,20 @@ def load_model(text: str) -> LoadedModel:
 
 
 def space_name(text: str) -> str:
-    """The name of a space as `get_space` takes it, where `text` may name a net behind ``@`` whose blocks it stands on.
+    """The name of a space as `find_space` takes it, of what a user has typed: never of what is in a file.
 
-    ``spos-channels@zoo:spos-319m`` and ``spos-channels@RUN`` become ``spos-channels@33x5…``.
+    ``spos-channels@zoo:spos-319m`` and ``spos-channels@RUN``, the blocks of a net, become ``spos-channels@33x5…``, and
+    ``FILE.py:NAME`` becomes ``FILE.py:NAME@DIGEST``.
 
     Raises:
         UsageError: there is no such net, or it has no choice blocks.
         HwnasError: what is there cannot be read.
     """
+    from hwnas.spaces import own
     from hwnas.spaces.channels import blocks_of
 
+    if own.is_own(text):
+        return own.typed(text)
     base, at, source = text.partition("@")
     if not at or not (source.startswith("zoo:") or Path(source).is_dir()):
         return text

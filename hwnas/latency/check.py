@@ -297,11 +297,11 @@ def profile_anew(table: LatencyTable) -> str:
 
 def _unusual_size(sizes: dict[str, tuple[int, ...]]) -> int | None:
     """The pixels of the spaces' images, where they are not each space's own."""
-    from hwnas.spaces import get_space
+    from hwnas.spaces import find_space
 
     for name, shape in sizes.items():
         try:
-            usual = get_space(name).input_shape
+            usual = find_space(name).input_shape
         except HwnasError:  # a space of another hwnas
             continue
         if shape != usual and len(shape) == 3:

@@ -28,7 +28,7 @@ ALIKE = 0.5
 Group = tuple[str, Shape]
 """A space's name, "" where there is none, and the input shape of its networks."""
 
-_NAME = re.compile(r"(.+?) (?:calibration )?#\d+ ", re.DOTALL)
+_NAME = re.compile(r"(\S+) (?:calibration )?#\d+ ")
 
 
 def space_of(name: str) -> str:

@@ -57,7 +57,7 @@ class Kriging:
         """Relative variance of a prediction beside that of the network itself.
 
         Args:
-            sum_ms: of all operators, as they were measured.
+            sum_ms: of all operators, as they were measured; those that the fit does not correct as it has them.
             latency_ms: the prediction.
             parts_ms: of the sum, by operator, as they were measured; those without a column say nothing.
             runs: of the operators that this fit corrects.
@@ -108,8 +108,8 @@ def fit(x: Vector, y: Vector, parts: Matrix, own: Vector, columns: Mapping[str, 
     """
     shares = parts / y[:, None]
     inverse = np.linalg.inv(OPERATOR_ERROR**2 * shares @ shares.T + np.diag(own**2)).astype(np.float64)
-    if len(x) >= FEW:
-        small = float(x.min())
+    small = float(x.min())
+    if len(x) >= FEW and small > 0:
         belief = np.diag([0, (OFFSET_ERROR * small) ** -2])
         found = _krige(np.stack([x / y, 1 / y], axis=1), belief, inverse, shares, columns, weights)
         if found.slope > 0 and found.slope * small + found.offset_ms > 0.5 * found.slope * small:

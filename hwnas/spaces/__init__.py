@@ -52,7 +52,7 @@ def find_space(name: str, *, image_size: int | None = None, num_classes: int | N
 
     Args:
         name: one of `SPACES`, `ATOM_SPACES` or `GATE_SPACES`, and where its family has variants ``@`` and the
-            variant; or ``torchvision:NAME`` or ``FILE.py:NAME``.
+            variant; or ``torchvision:NAME``, or the full name of a file of one's own (`hwnas.spaces.own.typed`).
         image_size: height and width in pixels; None is the space's own.
         num_classes: outputs of the classifier; None is the space's own.
 
@@ -60,8 +60,7 @@ def find_space(name: str, *, image_size: int | None = None, num_classes: int | N
         UsageError: there is no such space, or it is not meant for such images or so many classes.
     """
     if own.is_own(name):
-        name, mine = own.own_family(name)
-        return _made(name, {name: mine}, image_size, num_classes)
+        return _made(name, {name: own.own_family(name)}, image_size, num_classes)
     base, variant = name.partition("@")[::2]
     kind: dict[str, Family] | dict[str, AtomFamily] | dict[str, GateFamily] = SPACES
     if base in ATOM_SPACES:

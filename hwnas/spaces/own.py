@@ -3,22 +3,24 @@
 NAME is called with ``num_classes``, and with ``input_shape`` (channels, height, width) where it takes that; a class of
 modules will do. Dropouts and dropped layers are made repeatable, weights are drawn anew from the search's seed.
 
-Runs and tables name such a space by what is in the file, ``nets.py:NAME@DIGEST``, and no path: reading a found net runs
-a file that the user has typed on this machine before, wherever that lies now, and no other. The run keeps a copy
-(`COPY`) that is never executed.
+Runs and tables name such a space by what is in the file, ``nets.py:NAME@DIGEST``, and no path. Reading a found net runs
+what the user has typed on this machine before (`typed`), wherever that lies now, and nothing else; what was digested is
+what is run. The run keeps a copy (`COPY`) that is not executed. What the file imports from beside it is not digested,
+and not copied.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import inspect
 import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import HwnasError, UsageError
@@ -34,118 +36,174 @@ FORM = "FILE.py:NAME"
 COPY = "source.py"
 """The copy of the file in the folder of a run."""
 
-_SPEC = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)(?:@(?P<digest>[0-9a-f]{16}))?", re.DOTALL)
+DIGITS = 16
+"""Of the digest in a name; what is remembered has all of it."""
 
-_typed: dict[str, Path] = {}
-"""The files that were typed in this process, by digest."""
+_TYPED = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)", re.ASCII | re.DOTALL)
+_NAMED = re.compile(r"(?P<file>[^/\\]+\.py):(?P<name>[A-Za-z_]\w*)@(?P<digest>[0-9a-f]{16})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file that was typed, as it was read then.
+
+    Attributes:
+        path: where it lay.
+        file: what it was called when it was typed first.
+        name: of what makes the net.
+        text: what is in it.
+    """
+
+    path: Path
+    file: str
+    name: str
+    text: bytes
+
+    @property
+    def digest(self) -> str:
+        """Of what is in it, whole."""
+        return hashlib.sha256(self.text).hexdigest()
+
+    @property
+    def full_name(self) -> str:
+        """The space's name."""
+        return f"{self.file}:{self.name}@{self.digest[:DIGITS]}"
+
+
+_known: dict[tuple[str, str], Source] = {}
+"""What this process has read, by digest and name."""
 
 
 def is_own(text: str) -> bool:
-    """Whether a space, as typed, is of a file of the user's own."""
-    return _SPEC.fullmatch(text) is not None
+    """Whether a space, as typed or in full, is of a file of the user's own."""
+    return _TYPED.fullmatch(text) is not None or _NAMED.fullmatch(text) is not None
 
 
 def short_name(text: str) -> str:
     """What to call a space in the name of a folder."""
-    found = _SPEC.fullmatch(text)
+    found = _NAMED.fullmatch(text)
     if found is None:
         return re.sub(r"[:@]", "-", text)
-    version = f"-{found['digest'][:6]}" if found["digest"] else ""
-    return re.sub(r"[^\w.-]", "-", f"{Path(found['file']).stem}-{found['name']}{version}")
+    return re.sub(r"[^\w.-]", "-", f"{found['file'].removesuffix('.py')}-{found['name']}-{found['digest'][:6]}")
 
 
-def own_family(text: str) -> tuple[str, GateFamily]:
-    """The space that `text` names, and its name in full. The file is not run yet.
+def typed(text: str) -> str:
+    """The full name of a space that was typed, which is remembered; names in full stay as they are.
+
+    To be called with what a user has typed alone, never with what is in a file.
 
     Raises:
-        UsageError: there is no such file, it has changed since it was typed, or it was never typed here.
+        UsageError: there is no such file.
     """
-    found = _SPEC.fullmatch(text)
-    assert found is not None
-    if found["digest"] is None:
-        path = Path(found["file"]).expanduser().resolve()
-        try:
-            digest = _digest(path.read_bytes())
-        except OSError as error:
-            raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
-        _remember(digest, path)
-    else:
-        path, digest = _remembered(found), found["digest"]
-    make = _net(path, found["name"], digest)
-    return f"{Path(found['file']).name}:{found['name']}@{digest}", GateFamily(lambda _: make, 224, (1, 4096), 1000)
+    found = _TYPED.fullmatch(text)
+    if found is None:
+        return text
+    path = Path(found["file"])
+    try:
+        path = path.expanduser().resolve()
+        content = path.read_bytes()
+    except (OSError, ValueError, RuntimeError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"{str(path)!r} cannot be read: {why}") from None
+    if not path.name.isprintable() or re.search(r"\s", path.name):
+        raise UsageError(f"{path.name!r}: give the file a name without blanks")
+    source = Source(path, path.name, found["name"], content)
+    key = (source.digest[:DIGITS], source.name)
+    entry = _entry(key)
+    if entry is not None and entry[0] == source.digest:
+        source = Source(path, entry[1], source.name, content)
+    _known[key] = source
+    _remember(key, source)
+    return source.full_name
 
 
-def source_of(text: str) -> bytes | None:
-    """What is in the file of a space, by its name in full; None of other spaces, and where the file has changed."""
-    found = _SPEC.fullmatch(text)
-    if found is None or found["digest"] is None:
-        return None
-    with contextlib.suppress(OSError, UsageError):
-        source = _remembered(found).read_bytes()
-        return source if _digest(source) == found["digest"] else None
-    return None
+def own_family(name: str) -> GateFamily:
+    """The space with a full name. The file is not run yet.
+
+    Raises:
+        UsageError: it was never typed on this machine, or it has changed since.
+    """
+    source = _source(name)
+    make = _net(source)
+    return GateFamily(lambda _: make, 224, (1, 4096), 1000)
+
+
+def source_of(name: str) -> bytes | None:
+    """What is in the file of a space; None of other spaces."""
+    return _source(name).text if _NAMED.fullmatch(name) else None
+
+
+def _source(name: str) -> Source:
+    found = _NAMED.fullmatch(name)
+    if found is None or not name.isprintable():
+        raise UsageError(f"{name[:80]!r} is no space: runs and tables name a file by its content, FILE.py:NAME@DIGEST")
+    key = (found["digest"], found["name"])
+    if key not in _known:
+        _known[key] = _read(name, key)
+    return _known[key]
+
+
+def _read(name: str, key: tuple[str, str]) -> Source:
+    mend = f"name a file with that content, as the run's {COPY}, once: hwnas predict 'space:FILE.py:{key[1]}'"
+    entry = _entry(key)
+    if entry is None:
+        raise UsageError(f"{name}: no such file was used on this machine; {mend}")
+    digest, file, path = entry
+    try:
+        source = Source(path, file, key[1], path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{name} was {path}, which cannot be read ({error.strerror or error}); {mend}") from None
+    if source.digest != digest:
+        raise UsageError(f"{name} was {path}, which has changed since: restore it; or {mend}")
+    return source
 
 
 def _registry() -> Path:
-    """The folder that has the path of each file that was typed, by digest."""
+    """The folder that says of each file that was typed what it was called and where it lay."""
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
     if not state.is_absolute():
         state = Path.home() / ".local" / "state"
     return state / "hwnas" / "sources"
 
 
-def _remember(digest: str, path: Path) -> None:
-    from hwnas.train.checkpoint import write_atomically
-
-    _typed[digest] = path
-    with contextlib.suppress(OSError, RuntimeError, HwnasError):  # no home, or one that is read-only or full
-        entry = _registry() / digest
-        if not entry.is_file() or entry.read_bytes() != os.fsencode(path):
-            write_atomically(entry, os.fsencode(path))
-
-
-def _remembered(found: re.Match[str]) -> Path:
-    """The file with a digest, as it was typed.
-
-    Raises:
-        UsageError: it never was, or it is not what it was then.
-    """
-    digest, path = found["digest"], _typed.get(found["digest"])
-    with contextlib.suppress(OSError, RuntimeError):
-        path = path or Path(os.fsdecode((_registry() / digest).read_bytes()))
-    mend = f"name a file with that content, as the run's {COPY}, once: hwnas predict 'space:FILE.py:{found['name']}'"
-    if path is None:
-        raise UsageError(f"{found[0]}: no such file was used on this machine; {mend}")
-    try:
-        now = _digest(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{found[0]} was {path}, which cannot be read ({error.strerror or error}); {mend}") from None
-    if now != digest:
-        raise UsageError(f"{found[0]} was {path}, which has changed since: restore it; or {mend}")
-    return path
+def _entry(key: tuple[str, str]) -> tuple[str, str, Path] | None:
+    """Digest, first name and path of what was remembered; None where nothing was, or it cannot be read."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        digest, file, path = os.fsdecode((_registry() / ".".join(key)).read_bytes()).split("\n", 2)
+        if digest.startswith(key[0]) and Path(path).is_absolute():
+            return digest, file, Path(path)
+    return None
 
 
-def _digest(source: bytes) -> str:
-    return hashlib.sha256(source).hexdigest()[:16]
+def _remember(key: tuple[str, str], source: Source) -> None:
+    content = os.fsencode(f"{source.digest}\n{source.file}\n{source.path}")
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or one that is read-only or full
+        entry = _registry() / ".".join(key)
+        if not entry.is_file() or entry.read_bytes() != content:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            part = entry.with_name(f"{entry.name}.{os.getpid()}")
+            part.write_bytes(content)
+            part.replace(entry)
 
 
-def _net(path: Path, name: str, digest: str) -> MakeNet:
+def _net(source: Source) -> MakeNet:
     def make(input_shape: Shape, num_classes: int) -> nn.Module:
         import torch
         from torch import nn
 
         from hwnas.nn.figs import repeatable
 
-        builder = _builder(path, name, digest)
+        builder = _builder(source)
         torch.default_generator.manual_seed(0)  # callers fork it; what is not drawn anew is always the same
+        what = f"{source.path}:{source.name}"
         try:
             net = builder(**_arguments(builder, input_shape, num_classes))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if torch.get_default_device().type == "meta":  # it looks at numbers while it is made
                 raise NotImplementedError from error
-            raise HwnasError(f"{path}:{name} made no net of {num_classes} classes: {_said(error, path)}") from error
+            raise HwnasError(f"{what} made no net of {num_classes} classes: {_said(error, source)}") from error
         if not isinstance(net, nn.Module):
-            raise UsageError(f"{path}:{name} gave {type(net).__name__}: a torch.nn.Module was expected")
+            raise UsageError(f"{what} gave {type(net).__name__}: a torch.nn.Module was expected")
         return repeatable(net)
 
     return make
@@ -161,44 +219,44 @@ def _arguments(builder: Callable[..., object], input_shape: Shape, num_classes: 
     return {key: value for key, value in known.items() if key in taken or (anything and key == "num_classes")}
 
 
-def _builder(path: Path, name: str, digest: str) -> Callable[..., object]:
-    """The function or class `name` of the file, which is run once."""
+def _builder(source: Source) -> Callable[..., object]:
+    """The function or class that makes the net; the file is run once."""
     import torch
 
-    module_name = f"hwnas_own_{_digest(os.fsencode(path))}_{digest}"
+    module_name = f"hwnas_own_{hashlib.sha256(os.fsencode(source.path)).hexdigest()[:DIGITS]}_{source.digest[:DIGITS]}"
     module = sys.modules.get(module_name)
     if module is None:
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
+        module = ModuleType(module_name)
+        module.__file__ = str(source.path)
         sys.modules[module_name] = module
-        if str(path.parent) not in sys.path:  # for what it imports from beside it
-            sys.path.append(str(path.parent))
+        if str(source.path.parent) not in sys.path:  # for what it imports from beside it
+            sys.path.append(str(source.path.parent))
         try:
+            # what was digested, and nothing that is cached beside it
+            code = compile(source.text, str(source.path), "exec", dont_inherit=True)
             with torch.device("cpu"):  # also where the net is to be made without data
-                spec.loader.exec_module(module)
+                exec(code, module.__dict__)
         except (Exception, SystemExit) as error:
             del sys.modules[module_name]
-            raise UsageError(f"{path} does not run: {_said(error, path)}") from error
-    builder: Callable[..., object] | None = getattr(module, name, None)
+            raise UsageError(f"{source.path} does not run: {_said(error, source)}") from error
+    builder: Callable[..., object] | None = getattr(module, source.name, None)
     if builder is None or not callable(builder):
         import difflib
 
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        near = difflib.get_close_matches(name, names, n=1)
+        near = difflib.get_close_matches(source.name, names, n=1)
         hint = f": did you mean {near[0]!r}?" if near else f"; it has {', '.join(names[:8])}" if names else ""
-        raise UsageError(f"{path} has no function or class {name!r}{hint}")
+        raise UsageError(f"{source.path} has no function or class {source.name!r}{hint}")
     return builder
 
 
-def _said(error: BaseException, path: Path) -> str:
+def _said(error: BaseException, source: Source) -> str:
     """An error of the user's code in one line, with where in the file it came from."""
     text = " ".join(str(error).split())[:200]
     line = error.lineno if isinstance(error, SyntaxError) else None
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
+        if trace.tb_frame.f_code.co_filename == str(source.path):
             line = trace.tb_lineno
         trace = trace.tb_next
     return f"{type(error).__name__}: {text}{f' (line {line})' if line else ''}"

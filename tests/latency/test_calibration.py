@@ -23,6 +23,7 @@ from hwnas.latency.calibration import (
     model_error,
     quality,
 )
+from hwnas.latency.kriging import OFFSET_ERROR, OPERATOR_ERROR, RUN_ERROR_MS
 
 Vector = NDArray[np.float64]
 
@@ -310,6 +311,47 @@ def test_what_short_operators_cannot_give_is_found_elsewhere() -> None:
     inside = predicted(found, parts[:30]) / truth[:30] - 1
     left_out = np.array(found.left_out_ms) / truth[:30] - 1
     assert np.abs(inside).mean() <= np.abs(left_out).mean()
+
+
+def test_the_fit_is_that_of_a_linear_model_with_beliefs() -> None:
+    """With operators at the least, and weights: the same as least squares with a row more for each belief."""
+    rng = np.random.default_rng(5)
+    true = {f"op {i}": float(ms) for i, ms in enumerate(rng.uniform(3e-4, 4e-3, 30))} | {"short": 2e-5}
+    seen = {name: ms + (5e-4 if name.startswith("op") else 2e-4) for name, ms in true.items()}
+    nets = [Counter(rng.choice(list(true), size=rng.integers(20, 80)).tolist()) for _ in range(30)]
+    parts = [{name: n * seen[name] for name, n in net.items()} for net in nets]
+    measured = np.array([sum(n * true[name] for name, n in net.items()) for net in nets])
+    measured *= 1 + 0.01 * rng.standard_normal(30)
+    found = calibrate([sum(part.values()) for part in parts], measured, 0.003, parts, nets)
+    assert found.kriging is not None
+    columns, weights = found.kriging.columns, found.kriging.weights
+    assert len(columns) < len(seen)
+    sums = np.array([sum(ms * (1 if k in columns else LEAST_FACTOR) for k, ms in part.items()) for part in parts])
+    shares = np.array([[part.get(k, 0) * w for k, w in zip(columns, weights, strict=True)] for part in parts])
+    runs = np.array([sum(n for k, n in net.items() if k in columns) for net in nets])
+    design = np.column_stack([sums, np.ones(30), shares, runs]) / measured[:, None]
+    own = np.full(30, np.hypot(MODEL_ERROR, 0.003))
+    believed = np.array([OFFSET_ERROR * sums.min(), *[OPERATOR_ERROR] * len(columns), RUN_ERROR_MS])
+    rows = np.vstack([design / own[:, None], np.diag([0, *1 / believed])[1:]])
+    slope, offset, *rest = np.linalg.lstsq(rows, np.concatenate([1 / own, np.zeros(len(believed))]))[0]
+    assert (found.slope, found.offset_ms) == (pytest.approx(slope), pytest.approx(offset))
+    assert found.per_run_ms == pytest.approx(rest[-1] / slope)
+    for (key, place), error in zip(columns.items(), rest, strict=False):
+        assert found.factors[key] == pytest.approx(1 + (weights[place] * error + rest[-1] / seen[key]) / slope)
+    # and how sure it is of a new network
+    new = Counter(rng.choice(list(true), size=50).tolist())
+    known = {key: n * seen[key] * found.factors[key] for key, n in new.items()}
+    latency = found.latency_ms(sum(known.values()))
+    row = np.zeros(design.shape[1])
+    row[:2] = sum(n * seen[k] * (1 if k in columns else LEAST_FACTOR) for k, n in new.items()), 1
+    row[[2 + columns[k] for k in new if k in columns]] = [
+        n * seen[k] * weights[columns[k]] for k, n in new.items() if k in columns
+    ]
+    row[-1] = open_ = sum(n for k, n in new.items() if k in columns)
+    row /= latency
+    variance = row @ np.linalg.inv(rows.T @ rows) @ row + MODEL_ERROR**2 + 0.003**2
+    half = found.half_width_ms(latency, MODEL_ERROR, sum(known.values()), known, open_)
+    assert half / latency == pytest.approx(found.half_width / found.relative_error * found.scale * variance**0.5)
 
 
 def test_operators_err_by_a_share_of_what_they_take_not_of_what_timing_them_costs() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import py_compile
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,7 @@ import torch
 from torch import nn
 
 from hwnas.errors import HwnasError, UsageError
+from hwnas.latency.check import _unusual_size
 from hwnas.latency.groups import space_of
 from hwnas.spaces import GateSpace, atoms_from_json, find_space, own
 from hwnas.spaces.widths import AtomArch
@@ -68,6 +73,10 @@ def bare(classes):
 number = 3
 
 
+def leaves(num_classes):
+    raise SystemExit(3)
+
+
 def three(num_classes):
     return 3
 """
@@ -94,17 +103,17 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "nets.py").write_text(NETS)
     (folder / "parts_of_own.py").write_text(PARTS)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(own, "_typed", {})
+    monkeypatch.setattr(own, "_known", {})
     return folder / "nets.py"
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in another process."""
-    monkeypatch.setattr(own, "_typed", {})
+    monkeypatch.setattr(own, "_known", {})
 
 
 def gates(name: object, size: int = 16, classes: int = 4) -> GateSpace:
-    space = find_space(str(name), image_size=size, num_classes=classes)
+    space = find_space(own.typed(str(name)), image_size=size, num_classes=classes)
     assert isinstance(space, GateSpace)
     return space
 
@@ -150,7 +159,7 @@ def test_found_nets_are_read_wherever_the_file_that_was_typed_is(
     forget(monkeypatch)
     with pytest.raises(HwnasError, match=r"cannot be read .* name a file with that content"):
         atoms_from_json(data)
-    assert gates(f"{nets.with_name('others.py')}:Tiny").name.startswith("others.py:Tiny@")
+    assert gates(f"{nets.with_name('others.py')}:Tiny").name == space.name  # named by what is in it
     forget(monkeypatch)
     assert atoms_from_json(data)[0].name == space.name
 
@@ -164,18 +173,45 @@ def test_a_file_that_has_changed_is_another_space_and_nothing_else_is_run(
     forget(monkeypatch)
     with pytest.raises(HwnasError, match="has changed since: restore it"):
         atoms_from_json(data)
-    assert own.source_of(space.name) is None
     changed = gates(f"{nets}:Tiny")
     assert changed.name != space.name
     assert changed.groups[0].size == 16
-    # a document cannot name a file that nobody typed, though it is there and has that content
+
+
+def test_what_a_document_names_is_not_run_unless_it_was_typed(nets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = gates(f"{nets}:Tiny")
+    data = space.to_json(AtomArch(space.name, ((8,), (8,), (16,))))
     evil = nets.with_name("evil.py")
-    evil.write_text("raise SystemExit('was run')\n")
-    digest = own._digest(evil.read_bytes())
+    evil.write_text("from pathlib import Path\nPath('was run').touch()\n" + NETS)
+    digest = hashlib.sha256(evil.read_bytes()).hexdigest()[: own.DIGITS]
     monkeypatch.chdir(nets.parent)
-    for name in (f"evil.py:Tiny@{digest}", f"{evil}:Tiny@{digest}"):
-        with pytest.raises(HwnasError, match="no such file was used on this machine"):
+    known = space.name.partition("@")[2]
+    for name in (
+        *(f"{path}:Tiny{at}" for path in ("evil.py", evil, "./evil.py") for at in ("", f"@{digest}")),
+        f"nets.py:clean@{known}", f"{nets}:Tiny@{known}", "a\0.py:m", "\ud800.py:m",
+        f"\x1b[31m.py:m@{known}", "~nobody/x.py:m",
+    ):  # fmt: skip
+        with pytest.raises(HwnasError, match=r"no such file was used on this machine|is no space|no space is called"):
             atoms_from_json({**data, "space": name})
+        assert _unusual_size({name: (3, 8, 8)}) is None
+    assert not (nets.parent / "was run").exists()
+    assert len(list((nets.parent.parent / "state" / "hwnas" / "sources").iterdir())) == 1
+
+
+def test_what_was_digested_is_what_is_run(nets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is cached beside the file, and however soon it is changed."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    old = nets.stat()
+    first = gates(f"{nets}:Tiny")
+    changed = NETS.replace("width=8", "width=9")
+    py_compile.compile(str(nets), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    nets.write_text(changed)
+    os.utime(nets, ns=(old.st_atime_ns, old.st_mtime_ns))
+    second = gates(f"{nets}:Tiny")
+    assert (first.full[0], second.full[0]) == ((8,), (9,))  # read after the file was changed
+    assert own.source_of(first.name) == NETS.encode()
+    assert own.source_of(second.name) == changed.encode()
+    assert find_space(first.name).name == first.name  # while a search goes on, an edit changes nothing
 
 
 @pytest.mark.parametrize(
@@ -186,6 +222,7 @@ def test_a_file_that_has_changed_is_another_space_and_nothing_else_is_run(
         ("number", "has no function or class 'number'"),
         ("broken", r"made no net of 4 classes: AttributeError: .*nothing.* \(line \d+\)"),
         ("bare", r"it takes no num_classes: write def bare\(num_classes: int\)"),
+        ("leaves", "made no net of 4 classes: SystemExit: 3"),
         ("three", "gave int: a torch.nn.Module was expected"),
         ("wrong", "gives 7 for an image: 4 numbers, one for each class, were expected"),
         ("two", "gives 4 and 4 for an image"),
@@ -210,8 +247,14 @@ def test_a_file_that_does_not_run_is_said_in_a_line(nets: Path, source: str, mes
     for _ in range(2):
         with pytest.raises(UsageError, match=message):
             _ = gates(f"{nets}:Tiny").groups
-    with pytest.raises(UsageError, match="cannot be read: No such file"):
-        gates(f"{nets.with_name('none.py')}:Tiny")
+    loop = nets.with_name("loop.py")
+    loop.symlink_to(loop)
+    for path in (nets.with_name("none.py"), loop, "~nobody_of_this_name/x.py", "a\0.py", nets.parent):
+        with pytest.raises(UsageError, match=r"cannot be read|no space is called"):
+            gates(f"{path}:Tiny")
+    nets.rename(nets.with_name("my nets.py"))
+    with pytest.raises(UsageError, match="give the file a name without blanks"):
+        gates(f"{nets.with_name('my nets.py')}:Tiny")
 
 
 def test_without_a_place_to_remember_it_is_known_in_the_process(
@@ -232,7 +275,7 @@ def test_without_a_place_to_remember_it_is_known_in_the_process(
     [
         ("figs-fbnet-tiny@full", "figs-fbnet-tiny-full"),
         ("torchvision:resnet18", "torchvision-resnet18"),
-        ("../my nets/a b.py:Tiny@0123456789abcdef", "a-b-Tiny-012345"),
+        ("ab.py:Tiny@0123456789abcdef", "ab-Tiny-012345"),
     ],
 )
 def test_names_of_folders(text: str, folder: str) -> None:
