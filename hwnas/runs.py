@@ -5,7 +5,7 @@
     checkpoints/                 of the supernet and of fine-tunings under way
     evaluations.jsonl            every candidate that was scored, one line each, appended when it is known
     results.json                 the found nets with their figures
-    channels.txt, source.py      of gates: what can go, and the file that a net of one's own was made by
+    channels.txt, source/        of gates: what can go, and the files that a net of one's own was made by
     nets/NAME/arch.json, weights.safetensors, model.onnx, result.json, verify.json
 
 Nothing here is ever unpickled, and no path inside a file is followed.

@@ -132,8 +132,8 @@ class GateWork(WidthWork):
             (folder.path / stale).unlink(missing_ok=True)
         report = self.space.channels.report()
         write_atomically(self.run.path / "channels.txt", "".join(f"{line}\n" for line in report).encode())
-        if (source := source_of(self.space.name)) is not None:
-            write_atomically(self.run.path / COPY, source)
+        for file, text in source_of(self.space.name).items():
+            write_atomically(self.run.path / COPY / file, text)
         for line in report:
             if line.startswith("not gated"):
                 self.progress.note(line)

@@ -97,6 +97,7 @@ def search_atoms(request: AtomRequest, progress: Progress, ranks: Ranks = SOLO) 
         raise ValueError(f"method {request.method!r} is not one of {GATE_METHODS if gated else METHODS}")
     if gated:
         _check_recipe(request)
+        request.space.network(request.space.supernet_arch)  # refuses what has no cost
     goals = [make_goal(request, budgets) for budgets in request.budgets]
     if len({goal.name for goal in goals}) < len(goals):
         raise HwnasError("the same budget is given twice: give each once")

@@ -74,6 +74,8 @@ def find_space(name: str, *, image_size: int | None = None, num_classes: int | N
         names = [*SPACES, *ATOM_SPACES, *GATE_SPACES]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
+        if ".py" in name:
+            raise UsageError(f"{name[:200]!r} is no space: write {own.FORM}, NAME is what makes a net in that file")
         names += ["torchvision:NAME", own.FORM]
         raise UsageError(f"no space is called {name[:80]!r}: {hint}Spaces: {', '.join(names)}")
     variants = "" if isinstance(family, AtomFamily) else family.variants

@@ -54,6 +54,7 @@ class GateSpace(WidthSpace):
         import torch
 
         from hwnas.nn.cut import Readable
+        from hwnas.trace.chance import unseeded
         from hwnas.trace.torch_fx import skeleton
 
         with torch.random.fork_rng(devices=[]):
@@ -67,6 +68,11 @@ class GateSpace(WidthSpace):
             )
         if not found.channels.groups:
             raise HwnasError(f"{self.name} has no channels that could go: {found.channels.why_none}")
+        if chance := unseeded(found.reading.traced):
+            raise HwnasError(
+                f"{self.name}: {chance} draws from torch's own generator, and the same seed would give another net: "
+                "use nn.Dropout, or leave it out"
+            )
         return found
 
     @property
@@ -114,7 +120,13 @@ class GateSpace(WidthSpace):
         self.check(arch)
         left = self._left(frozenset(group for group, _ in self.empty_of(arch.widths)))
         assert left is not None
-        return replace(narrowed(self.channels, left, [row[0] for row in arch.widths]), space=self.name)
+        found = narrowed(self.channels, left, [row[0] for row in arch.widths])
+        if found.unknown:
+            names = ", ".join(sorted(set(found.unknown))[:3])
+            raise HwnasError(
+                f"{self.name}: nobody here knows what {names} costs, so that no budget can be kept: make it without"
+            )
+        return replace(found, space=self.name)
 
     def supernet(self, *, generator: torch.Generator | None = None) -> nn.Module:
         """The whole net with fresh weights drawn from `generator`."""

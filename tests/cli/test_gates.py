@@ -68,7 +68,7 @@ def test_a_net_of_ones_own_is_searched_found_again_and_exported(hwnas: Hwnas) ->
     run = Path(done.document["run"])
     assert run.parts[:1] == ("runs",)
     assert run.name.startswith("figs-nets-make-")
-    assert (hwnas.folder / run / "source.py").read_text() == OWN_NET
+    assert (hwnas.folder / run / "source" / "nets.py").read_text() == OWN_NET
     assert done.document["space"].startswith("nets.py:make@")
     assert hwnas("predict", run, "--json", env=env).document["params"] == result["params"]
     assert hwnas("export", run, "--out", "net.onnx", env=env).code == 0
@@ -77,7 +77,7 @@ def test_a_net_of_ones_own_is_searched_found_again_and_exported(hwnas: Hwnas) ->
     source.write_text(OWN_NET + "\n# changed\n")
     assert "nets.py, which has changed since: restore it" in hwnas("export", run, "--out", "x.onnx", env=env).error
     # the copy of the run does as well, once it was named
-    assert hwnas("predict", f"space:{run}/source.py:make", env=env).code == 0
+    assert hwnas("predict", f"space:{run}/source/nets.py:make", env=env).code == 0
     assert hwnas("export", run, "--out", "x.onnx", env=env).code == 0
     assert hwnas("predict", "space:nets.py:made", env=env).error.endswith("'made': did you mean 'make'?")
     refused = hwnas("search", "--space", "nets.py:make", "--params", "60%", env=env)

@@ -71,6 +71,41 @@ def bare(classes):
 
 
 number = 3
+made = Tiny(3)
+
+
+class Changed(Tiny):
+    def forward(self, x):
+        return self.change(super().forward(x))
+
+
+def chance(num_classes):
+    net = Changed(num_classes)
+    net.stem.append(nn.Dropout2d(0.1))
+    net.change = lambda y: y
+    return net
+
+
+def called(num_classes):
+    net = Changed(num_classes)
+    net.change = lambda y: torch.nn.functional.dropout(y, 0.1, net.training)
+    return net
+
+
+def noisy(num_classes):
+    net = Changed(num_classes)
+    net.change = lambda y: y + 0.1 * torch.randn_like(y)
+    return net
+
+
+def deep(num_classes):
+    return Block(0)
+
+
+def transposed(num_classes):
+    net = Tiny(num_classes)
+    net.stem.append(nn.ConvTranspose2d(8, 8, 2))
+    return net
 
 
 def leaves(num_classes):
@@ -87,6 +122,7 @@ from torch import nn
 
 class Block(nn.Module):
     def __init__(self, width):
+        1 / width
         super().__init__()
         self.body = nn.Sequential(nn.Conv2d(width, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, width, 1))
 
@@ -104,12 +140,14 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "parts_of_own.py").write_text(PARTS)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(own, "_known", {})
+    monkeypatch.setattr(own, "_loaded", {})
     return folder / "nets.py"
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in another process."""
     monkeypatch.setattr(own, "_known", {})
+    monkeypatch.setattr(own, "_loaded", {})
 
 
 def gates(name: object, size: int = 16, classes: int = 4) -> GateSpace:
@@ -154,12 +192,12 @@ def test_found_nets_are_read_wherever_the_file_that_was_typed_is(
     forget(monkeypatch)
     again, arch = atoms_from_json(data)
     assert (again.name, arch.widths) == (space.name, ((8,), (8,), (16,)))
-    assert own.source_of(space.name) == NETS.encode()
+    assert own.source_of(space.name) == {"nets.py": NETS.encode(), "parts_of_own.py": PARTS.encode()}
     nets.rename(nets.with_name("others.py"))
     forget(monkeypatch)
     with pytest.raises(HwnasError, match=r"cannot be read .* name a file with that content"):
         atoms_from_json(data)
-    assert gates(f"{nets.with_name('others.py')}:Tiny").name == space.name  # named by what is in it
+    assert gates(f"{nets.with_name('others.py')}:Tiny").name == space.name.replace("nets", "others")
     forget(monkeypatch)
     assert atoms_from_json(data)[0].name == space.name
 
@@ -209,8 +247,8 @@ def test_what_was_digested_is_what_is_run(nets: Path, monkeypatch: pytest.Monkey
     os.utime(nets, ns=(old.st_atime_ns, old.st_mtime_ns))
     second = gates(f"{nets}:Tiny")
     assert (first.full[0], second.full[0]) == ((8,), (9,))  # read after the file was changed
-    assert own.source_of(first.name) == NETS.encode()
-    assert own.source_of(second.name) == changed.encode()
+    assert own.source_of(first.name)["nets.py"] == NETS.encode()
+    assert own.source_of(second.name)["nets.py"] == changed.encode()
     assert find_space(first.name).name == first.name  # while a search goes on, an edit changes nothing
 
 
@@ -219,6 +257,11 @@ def test_what_was_digested_is_what_is_run(nets: Path, monkeypatch: pytest.Monkey
     [
         ("tiny", "has no function or class 'tiny': did you mean 'Tiny'"),
         ("zzz", "has no function or class 'zzz'; it has"),
+        ("chance", r"stem.3 \(Dropout2d\) draws from torch's own generator"),
+        ("called", "dropout draws from torch's own generator"),
+        ("noisy", "randn_like draws from torch's own generator"),
+        ("made", "is a net: a function or class that makes one was expected"),
+        ("deep", r"made no net of 4 classes: ZeroDivisionError: .* \(parts_of_own.py line \d+\)"),
         ("number", "has no function or class 'number'"),
         ("broken", r"made no net of 4 classes: AttributeError: .*nothing.* \(line \d+\)"),
         ("bare", r"it takes no num_classes: write def bare\(num_classes: int\)"),
@@ -232,6 +275,36 @@ def test_what_makes_no_net_is_said_in_a_line(nets: Path, name: str, message: str
     with pytest.raises(HwnasError, match=message) as refused:
         _ = gates(f"{nets}:{name}").groups
     assert "\n" not in str(refused.value)
+
+
+def test_what_has_no_cost_is_refused_before_anything_is_trained(nets: Path) -> None:
+    space = gates(f"{nets}:transposed")
+    with pytest.raises(HwnasError, match=r"nobody here knows what stem.3 \(ConvTranspose2d\) costs"):
+        space.network(space.supernet_arch)
+
+
+def test_files_that_have_helpers_of_one_name_do_not_share_them(nets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = nets.parent.parent / "others"
+    other.mkdir()
+    (other / "nets.py").write_text(NETS)
+    (other / "parts_of_own.py").write_text(PARTS.replace("16", "24"))
+    first, second = gates(f"{nets}:Tiny"), gates(f"{other / 'nets.py'}:Tiny")
+    assert first.name != second.name
+    assert (first.full[1], second.full[1]) == ((16,), (24,))
+    assert "parts_of_own" not in sys.modules
+    assert str(nets.parent) not in sys.path
+    # a helper that was changed since is one more reason not to read a found net
+    data = first.to_json(AtomArch(first.name, ((8,), (8,), (16,))))
+    (nets.parent / "parts_of_own.py").write_text(PARTS.replace("ReLU", "SiLU"))
+    forget(monkeypatch)
+    with pytest.raises(HwnasError, match="and what it imports, which has changed since"):
+        atoms_from_json(data)
+    copy = nets.parent / "run" / own.COPY
+    copy.mkdir(parents=True)
+    (copy / "nets.py").write_text(NETS)
+    (copy / "parts_of_own.py").write_text(PARTS)
+    assert gates(f"{copy / 'nets.py'}:Tiny").name == first.name
+    assert atoms_from_json(data)[0].name == first.name
 
 
 @pytest.mark.parametrize(
