@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from hwnas.atom_costs import monotone
 from hwnas.errors import HwnasError
 from hwnas.gate_costs import Floats, GateCost
+from hwnas.latency.commands import profile_command
 from hwnas.ops import Op
 from hwnas.spaces.gated import GateSpace
 from hwnas.spaces.widths import Widths
@@ -85,10 +86,8 @@ class GateLatency(GateCost):
 
     def _known_ms(self, op: Op, found_ms: float | None) -> float:
         if found_ms is None and op.kind != "concat":  # which has too many shapes to be in every table
-            raise HwnasError(
-                f"{self._model.path} lacks operators such as '{op.key}': run 'hwnas profile --space {self.space.name} "
-                f"--lut {self._model.path}'"
-            )
+            mend = profile_command(self.space, self._model)
+            raise HwnasError(f"{self._model.path} lacks operators such as '{op.key}': run '{mend}'")
         return found_ms or 0.0
 
     @cached_property

@@ -130,8 +130,11 @@ def _table_of(source: str) -> NetSpec:
 def _meant(text: str) -> str:
     """A hint where the text is a known name without its prefix."""
     from hwnas.spaces import ATOM_SPACES, GATE_SPACES, SPACES
+    from hwnas.spaces.own import is_own
     from hwnas.zoo import ZOO
 
+    if is_own(text):
+        return f"did you mean space:{text}? "
     for prefix, names in (
         ("zoo", ZOO),
         ("space", [*SPACES, *ATOM_SPACES, *GATE_SPACES]),

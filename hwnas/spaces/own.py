@@ -39,6 +39,9 @@ COPY = "source"
 DIGITS = 16
 """Of the digest in a name; what is remembered has all of it."""
 
+MOST_BYTES = 2**24
+"""Of a file that is read."""
+
 _TYPED = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)", re.ASCII | re.DOTALL)
 _NAMED = re.compile(r"(?P<file>[^/\\]+\.py):(?P<name>[A-Za-z_]\w*)@(?P<digest>[0-9a-f]{16})", re.ASCII)
 
@@ -115,6 +118,8 @@ def typed(text: str) -> str:
     path = Path(found["file"])
     try:
         path = path.expanduser().resolve()
+        if path.exists() and not (path.is_file() and path.stat().st_size <= MOST_BYTES):
+            raise ValueError("no file of Python's")
         source = Source(path, found["name"], path.read_bytes())
     except (OSError, ValueError, RuntimeError) as error:
         why = getattr(error, "strerror", None) or str(error)

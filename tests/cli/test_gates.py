@@ -79,6 +79,8 @@ def test_a_net_of_ones_own_is_searched_found_again_and_exported(hwnas: Hwnas) ->
     # the copy of the run does as well, once it was named
     assert hwnas("predict", f"space:{run}/source/nets.py:make", env=env).code == 0
     assert hwnas("export", run, "--out", "x.onnx", env=env).code == 0
+    assert "did you mean space:nets.py:make?" in hwnas("predict", "nets.py:make", env=env).error
+    assert "write FILE.py:NAME" in hwnas("predict", "space:nets.py", env=env).error
     assert hwnas("predict", "space:nets.py:made", env=env).error.endswith("'made': did you mean 'make'?")
     refused = hwnas("search", "--space", "nets.py:make", "--params", "60%", env=env)
     assert "is a space of gates: it is for --method figs" in refused.error

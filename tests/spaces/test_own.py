@@ -322,7 +322,21 @@ def test_a_file_that_does_not_run_is_said_in_a_line(nets: Path, source: str, mes
             _ = gates(f"{nets}:Tiny").groups
     loop = nets.with_name("loop.py")
     loop.symlink_to(loop)
-    for path in (nets.with_name("none.py"), loop, "~nobody_of_this_name/x.py", "a\0.py", nets.parent):
+    folder, pipe, large = (nets.with_name(f"{name}.py") for name in ("folder", "pipe", "large"))
+    folder.mkdir()
+    os.mkfifo(pipe)
+    with large.open("wb") as file:
+        file.truncate(own.MOST_BYTES + 1)
+    for path in (
+        folder,
+        pipe,
+        large,
+        nets.with_name("none.py"),
+        loop,
+        "~nobody_of_this_name/x.py",
+        "a\0.py",
+        nets.parent,
+    ):
         with pytest.raises(UsageError, match=r"cannot be read|no space is called"):
             gates(f"{path}:Tiny")
     nets.rename(nets.with_name("my nets.py"))
