@@ -5,8 +5,8 @@ modules will do. Dropouts and dropped layers are made repeatable, weights are dr
 
 Runs and tables name such a space by what is in the file and in those that it imports from beside it,
 ``nets.py:NAME@DIGEST``, and no path. Reading a found net runs what the user has typed on this machine before (`typed`),
-wherever that lies now, and nothing else. The run keeps a copy (`COPY`) that is not executed. What is imported when the
-net is made, later than the file is run, is neither digested nor copied.
+wherever that lies now, and nothing else. The run keeps a copy (`COPY`) that is not executed. What is read, not imported,
+is neither digested nor copied.
 """
 
 from __future__ import annotations
@@ -263,7 +263,9 @@ def _run(source: Source) -> Loaded:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UsageError(f"{source.path} does not run: {_said(error, source)}") from error
-    return Loaded(module, helpers)
+    loaded = Loaded(module, helpers)
+    _made_once(source, loaded)
+    return loaded
 
 
 @contextlib.contextmanager
@@ -299,6 +301,16 @@ def _files_of(helpers: dict[str, ModuleType], folder: Path) -> tuple[tuple[str, 
     """The files that modules came from, by path from the folder, and what is in them."""
     files = {Path(file).resolve() for module in helpers.values() if (file := module.__file__)}
     return tuple(sorted((file.relative_to(folder).as_posix(), file.read_bytes()) for file in files))
+
+
+def _made_once(source: Source, loaded: Loaded) -> None:
+    """Makes the net, for what is imported only then; what goes wrong is said when a net is wanted."""
+    import torch
+
+    with contextlib.suppress(Exception, SystemExit), torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        builder = _builder(loaded.module, source)
+        with _beside(source.path.parent, loaded.helpers):
+            builder(**_arguments(builder, (3, 224, 224), 10))
 
 
 def _builder(module: ModuleType, source: Source) -> Callable[..., object]:

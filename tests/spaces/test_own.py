@@ -283,6 +283,16 @@ def test_what_has_no_cost_is_refused_before_anything_is_trained(nets: Path) -> N
         space.network(space.supernet_arch)
 
 
+def test_what_is_imported_when_the_net_is_made_belongs_to_it_too(nets: Path) -> None:
+    nets.write_text("def net(num_classes):\n    from lib.more import Tiny\n    return Tiny(num_classes)\n")
+    (nets.parent / "lib").mkdir()
+    (nets.parent / "lib" / "more.py").write_text(NETS)
+    space = gates(f"{nets}:net")
+    assert list(own.source_of(space.name)) == ["nets.py", "lib/more.py", "parts_of_own.py"]
+    assert space.full == ((8,), (16,), (16,))
+    assert not any(name == "lib" or name.startswith("lib.") for name in sys.modules)
+
+
 def test_files_that_have_helpers_of_one_name_do_not_share_them(nets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = nets.parent.parent / "others"
     other.mkdir()
