@@ -5,8 +5,8 @@ modules will do. Dropouts and dropped layers are made repeatable, weights are dr
 
 Runs and tables name such a space by what is in the file and in those that it imports from beside it,
 ``nets.py:NAME@DIGEST``, and no path. Reading a found net runs what the user has typed on this machine before (`typed`),
-wherever that lies now, and nothing else. The run keeps a copy (`COPY`) that is not executed. What is read, not imported,
-is neither digested nor copied.
+wherever that lies now, and nothing else. The run keeps a copy (`COPY`) that is not executed. What is read, but not
+imported, is neither digested nor copied.
 """
 
 from __future__ import annotations
