@@ -37,7 +37,7 @@ from hwnas.devices import DeviceProfile, find_profile
 from hwnas.errors import UsageError
 from hwnas.latency import atoms
 from hwnas.latency.build import build_table
-from hwnas.latency.calibration import Calibration, calibrate
+from hwnas.latency.calibration import calibrate
 from hwnas.latency.levels import SHORTEST_MS
 from hwnas.latency.model import LatencyModel, Prediction
 from hwnas.latency.plan import CALIBRATION_NETWORKS, calibration_archs
@@ -281,19 +281,12 @@ def split_coverage(plain: LatencyModel, networks: list[MeasuredNetwork]) -> Vect
         corrected = [{key: calibration.factors.get(key, 1.0) * taken for key, taken in parts[i].items()} for i in rest]
         summed = [calibration.corrected_ms(sums[i], parts[i]) for i in rest]
         centre = np.array([calibration.latency_ms(total) for total in summed])
-        widths = np.array(
-            [
-                calibration.half_width_ms(latency, doubts[i], total, each, _runs(calibration, counts[i]))
-                for i, latency, total, each in zip(rest, centre, summed, corrected, strict=True)
-            ]
-        )
+        widths = []
+        for i, latency, total, each in zip(rest, centre, summed, corrected, strict=True):
+            runs = calibration.open_runs(counts[i], calibration.factors)
+            widths.append(calibration.half_width_ms(latency, doubts[i], total, each, runs))
         shares.append((np.abs(times[rest] - centre) <= widths).mean())
     return np.array(shares)
-
-
-def _runs(calibration: Calibration, counts: Mapping[str, int]) -> int:
-    """As `Calibrations.open_runs` where there is one calibration."""
-    return sum(n for key, n in counts.items() if calibration.corrects(key) or key not in calibration.factors)
 
 
 def naive_table(profile: DeviceProfile, networks: Mapping[str, Network]) -> dict[str, float]:

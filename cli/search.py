@@ -99,6 +99,7 @@ def command(
       hwnas search --latency 17ms --front 6
       hwnas search --method atomnas --space atomnas-tiny --latency 50%
       hwnas search --method figs --space torchvision:resnet18 --data folder:flowers --params 60%
+      hwnas search --method figs --space nets.py:make_net --data folder:flowers --latency 50%
       hwnas search --latency 2ms --lut v100-tensorrt-fp16-b32 --allow-uncalibrated
       torchrun --nproc-per-node 2 --no-python hwnas search --latency 17ms
     """

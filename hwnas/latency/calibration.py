@@ -11,7 +11,7 @@ kriging tells how much wider that of one network has to be than another's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 
@@ -114,6 +114,11 @@ class Calibration:
     def corrects(self, key: str) -> bool:
         """Whether networks tell how far an operator is off: one at `LEAST_FACTOR` is taken as it is then."""
         return self.kriging is not None and key in self.kriging.columns
+
+    def open_runs(self, counts: Mapping[str, int], corrected: Container[str]) -> int:
+        """How often operators run, of `counts` by key, that this calibration corrects, or would: none of `corrected`,
+        those of all calibrations of a table."""
+        return sum(n for key, n in counts.items() if self.corrects(key) or key not in corrected)
 
     def corrected_ms(self, sum_ms: float, operators_ms: Mapping[str, float]) -> float:
         """The sum `latency_ms` wants, from one of operators as they were measured; `operators_ms` are those by key."""

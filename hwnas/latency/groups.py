@@ -188,7 +188,7 @@ class Calibrations:
 
     def open_runs(self, counts: Mapping[str, int], calibration: Calibration) -> int:
         """How often operators run, of `counts` by key, those left out that another calibration corrected."""
-        return sum(n for key, n in counts.items() if calibration.corrects(key) or key not in self._corrected)
+        return calibration.open_runs(counts, self._corrected)
 
     def quality(self) -> Quality:
         """Out-of-sample quality over the networks of every space that has enough, of input shapes without such a space,

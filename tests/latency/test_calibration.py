@@ -347,7 +347,9 @@ def test_the_fit_is_that_of_a_linear_model_with_beliefs() -> None:
     row[[2 + columns[k] for k in new if k in columns]] = [
         n * seen[k] * weights[columns[k]] for k, n in new.items() if k in columns
     ]
-    row[-1] = open_ = sum(n for k, n in new.items() if k in columns)
+    row[-1] = open_ = found.open_runs(new, found.factors)
+    assert open_ == sum(n for k, n in new.items() if k in columns) < new.total()
+    assert found.open_runs({"another": 3, "short": 2}, found.factors) == 3  # what nobody corrects it would
     row /= latency
     variance = row @ np.linalg.inv(rows.T @ rows) @ row + MODEL_ERROR**2 + 0.003**2
     half = found.half_width_ms(latency, MODEL_ERROR, sum(known.values()), known, open_)

@@ -16,7 +16,7 @@ from torch import nn
 from hwnas.errors import HwnasError, UsageError
 from hwnas.latency.check import _unusual_size
 from hwnas.latency.groups import space_of
-from hwnas.spaces import GateSpace, atoms_from_json, find_space, own
+from hwnas.spaces import GateSpace, atoms_from_json, find_space, own, user_code
 from hwnas.spaces.widths import AtomArch
 
 NETS = """
@@ -140,14 +140,14 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "parts_of_own.py").write_text(PARTS)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(own, "_known", {})
-    monkeypatch.setattr(own, "_loaded", {})
+    monkeypatch.setattr(user_code, "_loaded", {})
     return folder / "nets.py"
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in another process."""
     monkeypatch.setattr(own, "_known", {})
-    monkeypatch.setattr(own, "_loaded", {})
+    monkeypatch.setattr(user_code, "_loaded", {})
 
 
 def gates(name: object, size: int = 16, classes: int = 4) -> GateSpace:
@@ -241,12 +241,17 @@ def test_what_was_digested_is_what_is_run(nets: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     old = nets.stat()
     first = gates(f"{nets}:Tiny")
+    parts = nets.with_name("parts_of_own.py")
+    parts.write_text(PARTS.replace("16", "4"))
+    py_compile.compile(str(parts), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    parts.write_text(PARTS)
     changed = NETS.replace("width=8", "width=9")
     py_compile.compile(str(nets), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
     nets.write_text(changed)
     os.utime(nets, ns=(old.st_atime_ns, old.st_mtime_ns))
     second = gates(f"{nets}:Tiny")
     assert (first.full[0], second.full[0]) == ((8,), (9,))  # read after the file was changed
+    assert second.full[1] == (16,)  # as the helper's file says, not what is cached beside it
     assert own.source_of(first.name)["nets.py"] == NETS.encode()
     assert own.source_of(second.name)["nets.py"] == changed.encode()
     assert find_space(first.name).name == first.name  # while a search goes on, an edit changes nothing
