@@ -15,7 +15,7 @@ import math
 import re
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -280,30 +280,39 @@ def profile_anew(table: LatencyTable) -> str:
     name = str(header["profile"]["name"])
     parts = ["hwnas", "profile", "--device", name if name in shipped else str(header["profile"].get("device", "cpu"))]
     sources: dict[tuple[str, str], None] = {}
-    sizes: dict[str, tuple[int, ...]] = {}
+    nets: dict[str, MeasuredNetwork] = {}
     for net in table.networks():
         if match := re.fullmatch(r"(\S+) #\d+(?: [0-9a-f]{12})?", net.name):
             sources["--space", match[1]] = None
-            sizes[match[1]] = net.input_shape
+            nets[match[1]] = net
         else:
             sources["--model", re.sub(r" [0-9a-f]{12}$", "", net.name)] = None
     for flag, value in sources:
         parts += [flag, value]
-    if size := _unusual_size(sizes):
-        parts += ["--image-size", str(size)]
+    parts += _unusual(nets)
     target = table.path.with_name(f"{table.path.stem}-new{table.path.suffix}")
     return f"{shlex.join(parts)} {bound_options(header)} --lut {shlex.quote(str(target))}"
 
 
-def _unusual_size(sizes: dict[str, tuple[int, ...]]) -> int | None:
-    """The pixels of the spaces' images, where they are not each space's own."""
+def _unusual(nets: Mapping[str, MeasuredNetwork]) -> list[str]:
+    """The options that say the images' size and the number of classes, where they are not the spaces' own.
+
+    Args:
+        nets: one of each space, by its name.
+    """
     from hwnas.spaces import find_space
 
-    for name, shape in sizes.items():
+    found: dict[str, str] = {}
+    for name, net in nets.items():
         try:
-            usual = find_space(name).input_shape
+            space = find_space(name)
         except HwnasError:  # a space of another hwnas
             continue
-        if shape != usual and len(shape) == 3:
-            return shape[1]
-    return None
+        if net.input_shape != space.input_shape and len(net.input_shape) == 3:
+            found.setdefault("--image-size", str(net.input_shape[1]))
+        if net.network is not None and net.network.nodes:
+            node, port = net.network.output
+            classes = net.network.nodes[node].op.outputs[port][0]
+            if classes != space.num_classes:
+                found.setdefault("--num-classes", str(classes))
+    return [word for option in found.items() for word in option]

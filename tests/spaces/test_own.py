@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from hwnas.errors import HwnasError, UsageError
-from hwnas.latency.check import _unusual_size
+from hwnas.latency.check import _unusual
 from hwnas.latency.groups import space_of
+from hwnas.latency.table import MeasuredNetwork
+from hwnas.measure.statistics import Estimate
 from hwnas.spaces import GateSpace, atoms_from_json, find_space, own, user_code
 from hwnas.spaces.widths import AtomArch
 
@@ -167,6 +169,13 @@ def test_a_net_of_ones_own_is_a_space(nets: Path, name: str, width: int) -> None
     assert space_of(f"{space.name} #3 0a1b2c") == space.name
 
 
+def test_the_command_that_profiles_it_anew_has_its_sizes(nets: Path) -> None:
+    space = gates(f"{nets}:Tiny")
+    network = space.network(space.supernet_arch)
+    net = MeasuredNetwork(f"{space.name} #0", (3, 16, 16), (), Estimate(1.0, 1.0, 1.0, 1), network)
+    assert _unusual({space.name: net}) == ["--image-size", "16", "--num-classes", "4"]
+
+
 def test_the_same_seed_gives_the_same_net_whatever_it_draws_itself(nets: Path) -> None:
     def weights() -> dict[str, torch.Tensor]:
         torch.manual_seed(int(np.random.default_rng().integers(1000)))
@@ -231,7 +240,7 @@ def test_what_a_document_names_is_not_run_unless_it_was_typed(nets: Path, monkey
     ):  # fmt: skip
         with pytest.raises(HwnasError, match=r"no such file was used on this machine|is no space|no space is called"):
             atoms_from_json({**data, "space": name})
-        assert _unusual_size({name: (3, 8, 8)}) is None
+        assert _unusual({name: MeasuredNetwork(name, (3, 8, 8), (), Estimate(1.0, 1.0, 1.0, 1))}) == []
     assert not (nets.parent / "was run").exists()
     assert len(list((nets.parent.parent / "state" / "hwnas" / "sources").iterdir())) == 1
 
