@@ -2,13 +2,14 @@
 
 Every cost hwnas searches under is additive over the slots of a space: a fixed part (stem, head, offset of the
 calibration) and one price for each choice of each slot. A million architectures are then priced by one gather and sum.
-Where a latency depends on what stands before a slot, a `Walk` adds the difference, exactly.
+Where a latency depends on what stands before a slot, a `Walk` adds the difference, exactly. And where it is no straight
+line in the sum (small networks stay in the cache), a `Curve` says what it is; a limit is one of sums then too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,19 +62,56 @@ class Walk:
 
 
 @dataclass(frozen=True, slots=True)
+class Curve:
+    """A rising function of a sum, straight between knots: what architectures cost that is not quite a sum.
+
+    Attributes:
+        knots, values: rising, at least one.
+        rises: slopes before the first knot and behind the last one, above 0.
+    """
+
+    knots: tuple[float, ...] = (0.0,)
+    values: tuple[float, ...] = (0.0,)
+    rises: tuple[float, float] = (1.0, 1.0)
+
+    def at(self, sums: Floats) -> Floats:
+        """Values at `sums`, of any shape."""
+        return _straight(sums, self.knots, self.values, self.rises)
+
+    def sum_at(self, value: float) -> float:
+        """The sum whose value is `value`."""
+        rises = 1 / self.rises[0], 1 / self.rises[1]
+        return float(_straight(np.array(value), self.values, self.knots, rises))
+
+    def scaled(self, factor: float, more: float = 0.0) -> Curve:
+        """Each value times `factor`, above 0, plus `more`."""
+        values = tuple(factor * value + more for value in self.values)
+        return Curve(self.knots, values, (factor * self.rises[0], factor * self.rises[1]))
+
+
+def _straight(at: Floats, knots: Sequence[float], values: Sequence[float], rises: tuple[float, float]) -> Floats:
+    before, behind = np.minimum(at - knots[0], 0.0), np.maximum(at - knots[-1], 0.0)
+    return np.asarray(np.interp(at, knots, values) + rises[0] * before + rises[1] * behind)
+
+
+@dataclass(frozen=True, slots=True)
 class Prices:
-    """Prices in one unit: the total of an architecture is ``fixed + sum(choices[slot, gene])``, and what `walk` adds.
+    """Prices in one unit: the sum of an architecture is ``fixed + sum(choices[slot, gene])``, and what `walk` adds.
+
+    Its total is what `curve` makes of the sum. As that rises, whatever compares architectures may compare sums.
 
     Attributes:
         fixed: what every architecture pays.
         choices: float array of shape [slots, most choices of a slot], least prices; infinite where a slot has no such
             choice.
         walk: None where no price depends on the slots before it.
+        curve: None where totals are the sums.
     """
 
     fixed: float
     choices: Floats
     walk: Walk | None = None
+    curve: Curve | None = None
 
     @classmethod
     def of(cls, fixed: float, slots: Iterable[Sequence[float]]) -> Prices:
@@ -109,7 +147,11 @@ class Prices:
                 part += prices.take(block[:, slot])
             if self.walk is not None:
                 self.walk.add_to(part, block)
-        return total
+        return total if self.curve is None else self.curve.at(total)
+
+    def sum_at(self, total: float) -> float:
+        """The sum of prices whose total is `total`: a limit of totals as one of sums."""
+        return total if self.curve is None else self.curve.sum_at(total)
 
     def cheapest(self) -> tuple[int, ...]:
         """Genes of the cheapest architecture."""
@@ -138,6 +180,8 @@ class Prices:
 
     def scaled(self, factor: float) -> Prices:
         """Everything `factor` times as expensive."""
+        if self.curve is not None:
+            return replace(self, curve=self.curve.scaled(factor))
         return Prices(self.fixed * factor, self.choices * factor, self.walk and self.walk.scaled(factor))
 
     def total_of(self, genes: tuple[int, ...]) -> float:

@@ -3,10 +3,12 @@
 A sum of operators misses what lies between them by a nearly constant factor and an offset; both are fitted on whole
 networks by least squares on the RELATIVE error. What is left is shared out among the operators that the networks have:
 a kernel takes another time after other neighbours, and timing one costs more than timing one that does nothing shows.
-Each operator's latency gets a factor near 1. That is universal kriging (Matheron 1969) whose drift is the factor and
-the offset, and whose covariance says how much of their operators two networks share, and of their number. Prices stay
-sums over operators. Every figure of quality is from leaving each network out in turn, and so is the width of intervals:
-kriging tells how much wider that of one network has to be than another's.
+Each operator's latency gets a factor near 1. And networks of one size err alike: what of them stays in the cache bends
+the law a little. That is universal kriging (Matheron 1969) whose drift is the factor and the offset, and whose
+covariance says how much of their operators two networks share, and of their number, and how near they are in size.
+Prices stay sums over operators, of which a `Curve` makes the latency. Every figure of quality is from leaving each
+network out in turn, and so is the width of intervals: kriging tells how much wider that of one network has to be than
+another's.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from itertools import compress
 
 import numpy as np
 
+from hwnas.costs import Curve
 from hwnas.latency.kriging import FEW, OPERATOR_ERROR, RUN_ERROR_MS, Fit, Kriging, Matrix, Vector, fit
 from hwnas.measure.statistics import CONFIDENCE
 
@@ -53,8 +56,17 @@ coverage of 90% intervals was 88 to 93% in each of them."""
 ROUNDS, DAMPED, SETTLED = 20, 3, 0.01
 """Of fits at most, those that take the whole step, and how far what is left of an operator may still move."""
 
+TINY_MS = 1e-9
+"""Below all sums of operators."""
+
 UNKNOWN_SPREAD = 0.03
 """Of operators that were not timed in several networks."""
+
+KNOT_SPACING, MOST_KNOTS = 0.05, 200
+"""Of the curve, in the logarithm of sums; and how many there are at most."""
+
+LEAST_RISE = 0.2
+"""Of the law's own slope, that the curve keeps everywhere."""
 
 LEAST_FACTOR = 0.05
 """What networks say of an operator may not take more of it away: prices stay positive."""
@@ -66,10 +78,11 @@ calibrated on `proxyless` misses torchvision's networks by (`benchmarks/torchvis
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """``latency = slope * (sum of corrected operators) + offset`` and how far it may be off.
+    """``latency = curve(slope * (sum of corrected operators) + offset)`` and how far it may be off.
 
     Attributes:
         slope, offset_ms: fitted on all networks.
+        curve: of what networks of one size take more, or less, than that. It is near the straight line.
         relative_error: of a network like those that it was fitted on: root mean square of the leave-one-out relative
             errors, drawn towards what was to be expected of each.
         networks: how many it was fitted on; 0 means uncalibrated.
@@ -102,6 +115,7 @@ class Calibration:
     usual_factor: float = 1.0
     per_run_ms: float = 0.0
     scale: float = 1.0
+    curve: Curve = field(default_factory=Curve)
     kriging: Kriging | None = field(default=None, repr=False, compare=False)
 
     def factor_of(self, latency_ms: float) -> float:
@@ -126,7 +140,7 @@ class Calibration:
 
     def latency_ms(self, sum_ms: float) -> float:
         """Predicted latency of a network whose operators, corrected by `factors`, add up to `sum_ms`."""
-        return max(self.slope * sum_ms + self.offset_ms, 0.5 * self.slope * sum_ms)
+        return max(float(self.curve.at(np.array(self.slope * sum_ms + self.offset_ms))), 0.5 * self.slope * sum_ms)
 
     def foreign_ms(self, sum_ms: float) -> float:
         """As `latency_ms`, for a network of another kind: beyond all that were measured the factor is the nearest's.
@@ -165,7 +179,9 @@ class Calibration:
             return self.half_width * latency_ms
         raw = {key: taken / self.factors[key] if self.corrects(key) else taken for key, taken in parts_ms.items()}
         raw_sum_ms = sum_ms + sum(raw[key] - taken for key, taken in parts_ms.items())
-        variance = model_error**2 + (self.noise or 0.0) ** 2 + self.kriging.variance(raw_sum_ms, latency_ms, raw, runs)
+        size = float(np.log(sum_ms))
+        kriged = self.kriging.variance(raw_sum_ms, latency_ms, raw, runs, size)
+        variance = model_error**2 + (self.noise or 0.0) ** 2 + kriged
         return self._student((1 + CONFIDENCE) / 2) * self.scale * latency_ms * float(np.sqrt(variance))
 
     @property
@@ -240,8 +256,23 @@ def calibrate(
     return Calibration(
         slope, offset, error, len(x), noise, *shape, tuple(y), tuple(left_out), tuple(expected.tolist()),
         (float(corrected.min()), float(corrected.max())), factors, usual, per_run_ms, scale,
-        found.kriging if len(x) >= FEW else None,
+        *((_curve(found, corrected), found.kriging) if len(x) >= FEW else ()),
     )  # fmt: skip
+
+
+def _curve(found: Fit, sums_ms: Vector) -> Curve:
+    """What the fit says that networks take, between the least and the largest of `sums_ms`; beyond, it is off by as
+    much as there, relative."""
+    if sums_ms.min() <= 0:
+        return Curve()
+    first, last = np.log([sums_ms.min(), sums_ms.max()])
+    sizes = np.linspace(first, last, min(MOST_KNOTS, 2 + int((last - first) / KNOT_SPACING)) if last > first else 1)
+    knots = found.slope * np.exp(sizes) + found.offset_ms
+    values = knots * (1 + np.clip(found.kriging.bend(sizes), -0.5, 0.5))
+    rise = np.maximum(np.diff(values), LEAST_RISE * np.diff(knots))
+    values[1:] = values[0] + np.cumsum(rise)
+    rises = float(values[0] / knots[0]), float(values[-1] / knots[-1])
+    return Curve(tuple(knots.tolist()), tuple(values.tolist()), rises)
 
 
 def _fit_operators(
@@ -265,14 +296,14 @@ def _fit_operators(
     Returns:
         The fit, each operator's factor, and `Calibration.usual_factor` and `per_run_ms`.
     """
-    free, weights = np.ones(len(keys), np.bool_), np.ones(len(keys))
+    free, weights, sizes = np.ones(len(keys), np.bool_), np.ones(len(keys)), np.log(np.maximum(x, TINY_MS))
     per_ms = runs.sum(axis=0) / parts.sum(axis=0) if runs.size else 0.0
     for number_of_round in range(ROUNDS):
         columns = {key: place for place, key in enumerate(compress(keys, free))}
         weighted = (parts * weights)[:, free]
         number = RUN_ERROR_MS / OPERATOR_ERROR * runs[:, free].sum(axis=1, keepdims=True) if runs.size else runs
         sums = x - (1 - LEAST_FACTOR) * parts[:, ~free].sum(axis=1)
-        found = fit(sums, y, np.concatenate([weighted, number], axis=1), own, columns, weights[free])
+        found = fit(sums, y, np.concatenate([weighted, number], axis=1), own, columns, weights[free], sizes)
         changes = np.zeros(len(keys))
         changes[free] = found.shifts[: len(columns)] / found.slope * weights[free]
         usual = 1 + float((parts @ changes).sum() / parts[:, free].sum()) if columns else 1.0
@@ -282,8 +313,11 @@ def _fit_operators(
         if number_of_round >= DAMPED:
             weights = (before + weights) / 2
         free &= factors > LEAST_FACTOR
-        if len(columns) == free.sum() and np.abs(weights - before).max(initial=0.0) < SETTLED:
+        corrected = np.log(np.maximum(x + parts @ (np.maximum(factors, LEAST_FACTOR) - 1), TINY_MS))
+        moved = max(np.abs(weights - before).max(initial=0.0), np.abs(corrected - sizes).max())
+        if len(columns) == free.sum() and moved < SETTLED:
             break
+        sizes = corrected
     return found, dict(zip(keys, np.maximum(factors, LEAST_FACTOR).tolist(), strict=True)), usual, per_run_ms
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -275,6 +275,7 @@ class LatencyModel:
             )
         calibration = self.calibration(space)
         slope, offset, (margin, more) = calibration.slope, calibration.offset_ms, calibration.upper
+        curve = calibration.curve
 
         fixed, each = slope * self.terms.fixed_ms, self.terms.per_operator_ms
 
@@ -286,10 +287,14 @@ class LatencyModel:
             known = self._chain(ops)
             doubt = sum(found.deviation_ms for found in known)
             summed = sum(found.latency_ms for found in known) + each * len(ops)
-            return slope * (margin * summed + _NORMAL_FEASIBLE * doubt)
+            return slope * (summed + _NORMAL_FEASIBLE / margin * doubt)
 
         offset += fixed
-        return Cost("latency", kernels.prices(latency, offset), kernels.prices(upper, offset * margin + more))
+        return Cost(
+            "latency",
+            replace(kernels.prices(latency, offset), curve=curve),
+            replace(kernels.prices(upper, offset), curve=curve.scaled(margin, more)),
+        )
 
     def kernels(self, space: Space) -> SpaceKernels:
         """What the table's runtime runs for a space's choices; remembered."""

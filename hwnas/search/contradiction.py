@@ -96,7 +96,7 @@ def _units(cost: Cost, limit: float, exists: NDArray[np.bool_], cells: int) -> N
     table = np.where(exists, _most(cost), np.inf)
     cheapest = table.min(axis=1, keepdims=True)
     tail = float(cost.upper.walk.tail.max()) if cost.upper.walk is not None else 0.0
-    slack = limit - cost.upper.fixed - tail - float(cheapest.sum())
+    slack = cost.upper.sum_at(limit) - cost.upper.fixed - tail - float(cheapest.sum())
     if slack <= 0:
         return np.where(table <= cheapest, 0 if slack == 0 else cells + 1, cells + 1).astype(np.int64)
     scaled = np.ceil((table - cheapest) * (cells / slack))

@@ -176,7 +176,7 @@ class FeasibleSampler:
         found = []
         for place, index in enumerate(counted):
             prices = self._costs[index].upper
-            limit = min(self._limits[index], prices.total_of(prices.dearest()))
+            limit = prices.sum_at(min(self._limits[index], prices.total_of(prices.dearest())))
             spending = Spending.of(prices, limit, self._exists, self._states, place)
             if spending is None:  # the cheapest choices of this cost do not exist for another one
                 raise self._refuse_together()
@@ -207,12 +207,13 @@ class FeasibleSampler:
 
     def _set_floor(self, cost: int, floor: float) -> None:
         """Notes the floor, unless everything reaches it or nothing does."""
-        limit, slack = self._limits[cost], self._spending[0].slack
+        prices, slack = self._costs[cost].upper, self._spending[0].slack
+        limit, least = prices.sum_at(self._limits[cost]), prices.sum_at(floor)
         cheapest = limit - slack
-        if not cheapest < floor <= limit:  # a share of a limit below zero lies above it
+        if not cheapest < least <= limit:  # a share of a limit below zero lies above it
             return
         # the share of the first axis's slack that every admissible architecture spends
-        self.floor, self._floored, self._floor_share = floor, cost, (floor - cheapest) / slack
+        self.floor, self._floored, self._floor_share = floor, cost, (least - cheapest) / slack
         accepted, count = self._known()
         if not count:
             self.floor, self._floor_share, self._banded = -math.inf, 0.0, self._counts

@@ -162,6 +162,8 @@ def make_goal(request: SearchRequest, budgets: Sequence[Budget]) -> Goal:
     digest = hashlib.blake2b(digest_size=8)
     for cost, limit in zip(costs, limits, strict=True):
         digest.update(repr((cost.name, limit, cost.upper.fixed)).encode())
+        if cost.upper.curve is not None:
+            digest.update(repr(cost.upper.curve).encode())
         walk = cost.upper.walk
         for prices in (cost.upper.choices, *((walk.extra, walk.tail) if walk is not None else ())):
             digest.update(np.ascontiguousarray(prices).data)

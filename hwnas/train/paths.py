@@ -93,6 +93,8 @@ def sampling_identity(sampling: Sampling | None, costs: Mapping[str, Cost]) -> d
         prices = costs[sampling.cost].prices
         digest.update(repr(prices.fixed).encode())
         digest.update(np.ascontiguousarray(prices.choices).data)
+        if prices.curve is not None:
+            digest.update(repr(prices.curve).encode())
     return {**sampling.model_dump(), "prices": digest.hexdigest()}
 
 
@@ -138,7 +140,7 @@ def _above(cost: Cost, low: float, space: Space) -> Callable[[int, np.random.Gen
     tail = float(walk.tail.max()) if walk is not None else 0.0
     table = np.where(np.isfinite(cost.prices.choices), -(cost.prices.choices + most), np.inf)
     turned = Prices(-(cost.prices.fixed + tail), table)
-    sampler = FeasibleSampler([Cost(cost.name, turned, turned)], [-low], space=space.name)
+    sampler = FeasibleSampler([Cost(cost.name, turned, turned)], [-cost.prices.sum_at(low)], space=space.name)
 
     def sample(n: int, rng: np.random.Generator) -> Genes:
         found = np.empty((0, len(space.slots)), dtype=np.int64)
