@@ -45,7 +45,7 @@ say how much it is only to within a quarter."""
 MODEL_ERROR = 0.007
 """Relative standard error of a prediction beside a measurement's own, where nothing is known of the operators."""
 
-LEAST_MODEL_ERROR = 0.004
+LEAST_MODEL_ERROR = 0.002
 """The same where all operators take the same in all networks: some of it is in no operator."""
 
 SPREAD_PART = 0.72

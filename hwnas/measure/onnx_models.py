@@ -33,7 +33,9 @@ BLOCKED = "hwnas.blocked"
 POOL_SIZE = 65_537
 """Random numbers that weights are cut from; a prime, so that no two filters of a layer are alike."""
 
-MAX_BYTES = 2**31
+MAX_BYTES, GRAPH_BYTES = 2**31, 2**24
+"""Of an ONNX file, and what of it is left for all that are no constants."""
+
 TOO_LARGE = "the network is larger than an ONNX file can be (2 GiB): choose a smaller one"
 
 
@@ -90,7 +92,8 @@ class _Writer:
     def __init__(self, batch_size: int, seed: int) -> None:
         self.batch_size = batch_size
         self.rng = np.random.default_rng(seed)
-        self.pool = self.rng.standard_normal(POOL_SIZE, dtype=np.float32)
+        self.pool = np.tile(self.rng.standard_normal(POOL_SIZE, dtype=np.float32), 2)  # any turn of it is a slice
+        self.bytes = 0  # of constants
         self.inputs: list[onnx.ValueInfoProto] = []
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
@@ -113,6 +116,7 @@ class _Writer:
         array = np.asarray(values)
         array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32, copy=False)
         name = name or f"constant_{len(self.initializers)}"
+        self.bytes += array.nbytes
         data_type = TensorProto.INT64 if array.dtype == np.int64 else TensorProto.FLOAT
         self.initializers[name] = helper.make_tensor(name, data_type, array.shape, array.tobytes(), raw=True)
         return name
@@ -120,8 +124,10 @@ class _Writer:
     def normal(self, shape: Sequence[int], std: float) -> str:
         """Adds a random initialiser, cut from a pool: drawing every weight anew would take most of the time."""
         count = math.prod(shape)
-        start = int(self.rng.integers(len(self.pool)))
-        return self.constant(np.resize(np.roll(self.pool, -start), count).reshape(shape) * np.float32(std))
+        start = int(self.rng.integers(POOL_SIZE))
+        turned = self.pool[start : start + POOL_SIZE]
+        values = turned[:count] if count <= POOL_SIZE else np.resize(turned, count)
+        return self.constant(values.reshape(shape) * np.float32(std))
 
     def weights(self, op: Op) -> list[str]:
         """The weight of a convolution or linear layer, He-scaled, and its bias if it has one."""
@@ -162,7 +168,7 @@ class _Writer:
         opset = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="hwnas")
         helper.set_model_props(model, self.metadata)
-        if model.ByteSize() >= MAX_BYTES:
+        if self.bytes >= MAX_BYTES - GRAPH_BYTES:  # `ByteSize` takes as long as writing it
             raise HwnasError(TOO_LARGE)
         serialized: bytes = model.SerializeToString()
         return serialized
