@@ -179,7 +179,7 @@ class Calibration:
             return self.half_width * latency_ms
         raw = {key: taken / self.factors[key] if self.corrects(key) else taken for key, taken in parts_ms.items()}
         raw_sum_ms = sum_ms + sum(raw[key] - taken for key, taken in parts_ms.items())
-        size = float(np.log(sum_ms))
+        size = float(np.log(max(sum_ms, TINY_MS)))
         kriged = self.kriging.variance(raw_sum_ms, latency_ms, raw, runs, size)
         variance = model_error**2 + (self.noise or 0.0) ** 2 + kriged
         return self._student((1 + CONFIDENCE) / 2) * self.scale * latency_ms * float(np.sqrt(variance))

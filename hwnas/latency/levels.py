@@ -31,8 +31,9 @@ DOUBTED = 0.04
 """A visit made while the machine took so much longer counts half: a regime is not one for all networks, and changes.
 On a busy server visits scattered by 1% while it was quiet and by 5% while it took a tenth longer."""
 
-NOISY = 0.03
-"""Scatter of the visits (relative, by the median absolute deviation) from which on the median is taken."""
+NOISY = 0.06
+"""Scatter of the visits (relative, by the median absolute deviation) from which on the median is taken. Up to 4.5% the
+low quantile, visits weighted, predicted networks better: with mean errors of 1.5 and 1.1% for 1.7 and 1.35%."""
 
 QUIET = 0.05
 """A visit made while the machine took so much longer at most says what the kernels of a network take. Others say less:

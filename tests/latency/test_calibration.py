@@ -23,7 +23,7 @@ from hwnas.latency.calibration import (
     model_error,
     quality,
 )
-from hwnas.latency.kriging import OFFSET_ERROR, OPERATOR_ERROR, RUN_ERROR_MS
+from hwnas.latency.kriging import OFFSET_ERROR, OPERATOR_ERROR, RUN_ERROR_MS, SIZE_ERROR, SIZE_LENGTH
 
 Vector = NDArray[np.float64]
 
@@ -36,16 +36,15 @@ def synthetic(rng: np.random.Generator, count: int, noise: float = 0.02) -> tupl
 
 @settings(max_examples=50, deadline=None)
 @given(st.floats(0.6, 1.5), st.floats(-0.3, 0.4), st.integers(20, 40))
-def test_slope_and_offset_are_recovered(slope: float, share: float, count: int) -> None:
+def test_a_slope_and_an_offset_are_recovered(slope: float, share: float, count: int) -> None:
     """Though they are far from what is believed of them before: so many networks know better."""
     sums = np.linspace(3, 11, count)
     offset = 3 * slope * share
     found = calibrate(sums, slope * sums + offset)
-    assert found.slope == pytest.approx(slope, rel=0.02)
-    assert found.offset_ms == pytest.approx(offset, abs=0.02 * 3 * slope)
-    assert found.relative_error < 0.005
-    for new in (3, 7, 20):
-        assert found.latency_ms(new) == pytest.approx(new * slope + offset, rel=0.015)
+    assert found.relative_error < 0.006
+    for new in (3, 5, 7, 11):
+        assert found.latency_ms(new) == pytest.approx(new * slope + offset, rel=0.01)
+    assert found.latency_ms(20) == pytest.approx(20 * slope + offset, rel=0.05)
 
 
 def test_networks_that_are_alike_tell_no_offset() -> None:
@@ -63,14 +62,16 @@ def test_leaving_one_out_really_leaves_it_out() -> None:
     for index in range(12):
         others = [i for i in range(12) if i != index]
         without = calibrate(sums[others], measured[others])
-        # (the least sum says what is believed of the offset before)
-        assert found.left_out_ms[index] == pytest.approx(without.latency_ms(sums[index]), rel=2e-3)
-        if index != np.argmin(sums):
-            assert found.left_out_ms[index] == pytest.approx(without.latency_ms(sums[index]))
-        # whatever was measured of a network has no part in its own prediction
+        # (the least and the largest sum say where the curve begins and ends, and the least what is believed of the
+        # offset before)
+        assert found.left_out_ms[index] == pytest.approx(without.latency_ms(sums[index]), rel=5e-3)
+        if index not in (np.argmin(sums), np.argmax(sums)):
+            assert found.left_out_ms[index] == pytest.approx(without.latency_ms(sums[index]), rel=5e-4)
+        # whatever was measured of a network has no part in its own prediction, but that what its size takes more is
+        # a share of what it took
         changed = measured.copy()
-        changed[index] *= 1.7
-        assert calibrate(sums, changed).left_out_ms[index] == pytest.approx(found.left_out_ms[index])
+        changed[index] *= 1.1
+        assert calibrate(sums, changed).left_out_ms[index] == pytest.approx(found.left_out_ms[index], rel=2e-3)
 
 
 def mixed(rng: np.random.Generator, count: int, wrong: float = 0.1) -> tuple[list[dict[str, float]], Vector]:
@@ -101,7 +102,7 @@ def test_leaving_one_out_leaves_what_it_says_of_operators_out_too() -> None:
     for index in range(12):
         others = [i for i in range(12) if i != index]
         without = calibrate([sums[i] for i in others], measured[others], 0.005, [nets[i] for i in others])
-        close = 2e-3 if index == np.argmin(sums) else 1e-6
+        close = 5e-3 if index in (np.argmin(sums), np.argmax(sums)) else 1e-3
         assert found.left_out_ms[index] == pytest.approx(predicted(without, [nets[index]])[0], rel=close)
 
 
@@ -118,13 +119,14 @@ def test_a_network_is_expected_to_be_off_by_what_a_fit_without_it_says() -> None
                             *([of[i] for i in others] for of in (nets, counts)))  # fmt: skip
         assert without.kriging is not None
         assert nets[index].keys() <= without.factors.keys()
-        variance = own + without.kriging.variance(sums[index], float(measured[index]), nets[index], 30)
-        assert found.expected[index] == pytest.approx(variance**0.5)
+        size = float(np.log(found.corrected_ms(sums[index], nets[index])))
+        variance = own + without.kriging.variance(sums[index], float(measured[index]), nets[index], 30, size)
+        assert found.expected[index] == pytest.approx(variance**0.5, rel=5e-3)  # sizes are a little other ones
         # and the width of its interval is in proportion
         corrected = {name: without.factors[name] * ms for name, ms in nets[index].items()}
         half = without.half_width_ms(float(measured[index]), MODEL_ERROR, sum(corrected.values()), corrected, 30)
         assert half / measured[index] == pytest.approx(
-            without.half_width / without.relative_error * without.scale * variance**0.5
+            without.half_width / without.relative_error * without.scale * variance**0.5, rel=5e-3
         )
 
 
@@ -329,15 +331,24 @@ def test_the_fit_is_that_of_a_linear_model_with_beliefs() -> None:
     sums = np.array([sum(ms * (1 if k in columns else LEAST_FACTOR) for k, ms in part.items()) for part in parts])
     shares = np.array([[part.get(k, 0) * w for k, w in zip(columns, weights, strict=True)] for part in parts])
     runs = np.array([sum(n for k, n in net.items() if k in columns) for net in nets])
-    design = np.column_stack([sums, np.ones(30), shares, runs]) / measured[:, None]
+    # what one size is off by, as independent columns: the square root of the covariance
+    sizes = found.kriging.sizes
+    values, vectors = np.linalg.eigh(SIZE_ERROR**2 * np.exp(-0.5 * ((sizes[:, None] - sizes) / SIZE_LENGTH) ** 2))
+    kept = values > 1e-9 * values.max()
+    bends = vectors[:, kept] * np.sqrt(values[kept])
+    design = np.column_stack([np.column_stack([sums, np.ones(30), shares, runs]) / measured[:, None], bends])
     own = np.full(30, np.hypot(MODEL_ERROR, 0.003))
-    believed = np.array([OFFSET_ERROR * sums.min(), *[OPERATOR_ERROR] * len(columns), RUN_ERROR_MS])
+    believed = np.array([OFFSET_ERROR * sums.min(), *[OPERATOR_ERROR] * len(columns), RUN_ERROR_MS, *[1] * kept.sum()])
     rows = np.vstack([design / own[:, None], np.diag([0, *1 / believed])[1:]])
-    slope, offset, *rest = np.linalg.lstsq(rows, np.concatenate([1 / own, np.zeros(len(believed))]))[0]
-    assert (found.slope, found.offset_ms) == (pytest.approx(slope), pytest.approx(offset))
-    assert found.per_run_ms == pytest.approx(rest[-1] / slope)
+    slope, offset, *found_rest = np.linalg.lstsq(rows, np.concatenate([1 / own, np.zeros(len(believed))]))[0]
+    rest, bend = found_rest[: len(columns) + 1], bends @ found_rest[len(columns) + 1 :]
+    assert (found.slope, found.offset_ms) == (pytest.approx(slope, rel=1e-5), pytest.approx(offset, rel=1e-3))
+    np.testing.assert_allclose(found.kriging.bend(sizes), bend, atol=1e-6)
+    assert found.per_run_ms == pytest.approx(rest[-1] / slope, rel=1e-4)
     for (key, place), error in zip(columns.items(), rest, strict=False):
-        assert found.factors[key] == pytest.approx(1 + (weights[place] * error + rest[-1] / seen[key]) / slope)
+        assert found.factors[key] == pytest.approx(
+            1 + (weights[place] * error + rest[-1] / seen[key]) / slope, rel=1e-5
+        )
     # and how sure it is of a new network
     new = Counter(rng.choice(list(true), size=50).tolist())
     known = {key: n * seen[key] * found.factors[key] for key, n in new.items()}
@@ -347,13 +358,39 @@ def test_the_fit_is_that_of_a_linear_model_with_beliefs() -> None:
     row[[2 + columns[k] for k in new if k in columns]] = [
         n * seen[k] * weights[columns[k]] for k, n in new.items() if k in columns
     ]
-    row[-1] = open_ = found.open_runs(new, found.factors)
+    row[2 + len(columns)] = open_ = found.open_runs(new, found.factors)
     assert open_ == sum(n for k, n in new.items() if k in columns) < new.total()
     assert found.open_runs({"another": 3, "short": 2}, found.factors) == 3  # what nobody corrects it would
     row /= latency
-    variance = row @ np.linalg.inv(rows.T @ rows) @ row + MODEL_ERROR**2 + 0.003**2
+    near = SIZE_ERROR**2 * np.exp(-0.5 * ((np.log(sum(known.values())) - sizes) / SIZE_LENGTH) ** 2)
+    row[3 + len(columns) :] = near @ vectors[:, kept] / np.sqrt(values[kept])
+    rest_of_it = SIZE_ERROR**2 - row[3 + len(columns) :] @ row[3 + len(columns) :]
+    variance = row @ np.linalg.inv(rows.T @ rows) @ row + rest_of_it + MODEL_ERROR**2 + 0.003**2
     half = found.half_width_ms(latency, MODEL_ERROR, sum(known.values()), known, open_)
-    assert half / latency == pytest.approx(found.half_width / found.relative_error * found.scale * variance**0.5)
+    assert half / latency == pytest.approx(
+        found.half_width / found.relative_error * found.scale * variance**0.5, rel=1e-4
+    )
+
+
+def test_networks_of_one_size_err_alike() -> None:
+    """Small ones stay in the cache, large ones leave it: a law that bends by 3% is followed, and no ghost of one."""
+    errors: dict[float, list[float]] = {0.0: [], 0.03: []}
+    curved: dict[float, list[float]] = {0.0: [], 0.03: []}
+    for bend, found_errors in errors.items():
+        for seed in range(20):
+            rng = np.random.default_rng(seed)
+            sums = np.exp(rng.uniform(np.log(2), np.log(12), 130))
+            truth = 1.1 * sums * (1 + bend * np.tanh(4 * np.log(sums / 5)))
+            measured = truth * (1 + 0.005 * rng.standard_normal(130))
+            found = calibrate(sums[:30], measured[:30], 0.005, model_errors=[0.002] * 30)
+            found_errors += [abs(found.latency_ms(x) / y - 1) for x, y in zip(sums[30:], truth[30:], strict=True)]
+            straight = found.slope * sums[30:] + found.offset_ms
+            curved[bend] += np.abs(found.curve.at(straight) / straight - 1).tolist()
+            rising = found.curve.at(np.linspace(0.1, 30, 500))
+            assert (np.diff(rising) > 0).all()
+    assert np.mean(errors[0.03]) < 0.006
+    assert np.mean(errors[0.0]) < 0.003
+    assert np.mean(curved[0.0]) < 0.35 * np.mean(curved[0.03])
 
 
 def test_operators_err_by_a_share_of_what_they_take_not_of_what_timing_them_costs() -> None:
@@ -411,10 +448,13 @@ def test_what_cannot_be_a_cost_is_not_fitted() -> None:
     """A negative offset or slope would price an architecture below nothing."""
     for measured in ([2, 4, 8, 16.0], [9, 7, 5, 3.0]):
         found = calibrate([3, 5, 7, 9], measured)
-        assert found.offset_ms == 0
-        assert found.slope > 0
+        assert found.slope * 3 + found.offset_ms > 0.5 * found.slope * 3 > 0
+        rising = [found.latency_ms(new) for new in np.linspace(0.1, 30, 100)]
+        assert rising[0] > 0
+        assert (np.diff(rising) > 0).all()
+    assert calibrate([3, 5, 7, 9], [9, 7, 5, 3.0]).offset_ms == 0
     equal = calibrate([5, 5, 5, 5, 5], [6, 6, 6.1, 5.9, 6])
-    assert (equal.offset_ms, equal.slope) == (pytest.approx(0, abs=1e-9), pytest.approx(1.2, rel=1e-3))
+    assert (equal.offset_ms, equal.latency_ms(5)) == (pytest.approx(0, abs=1e-9), pytest.approx(6, rel=1e-3))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

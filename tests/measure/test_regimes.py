@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hwnas.latency.levels import OVERHEAD, Levels, NetworkVisit, level_of
+from hwnas.latency.levels import OVERHEAD, QUANTILE, Levels, NetworkVisit, level_of, weighted_quantile
 from hwnas.measure.regimes import LEAST_ENTRIES, regimes
 
 ENTRIES, PASSES = 12, 20
@@ -101,8 +105,38 @@ def test_kernels_are_corrected_as_their_network_is_and_timing_costs_are_taken_of
 @pytest.mark.parametrize("count", [8, 40])
 def test_intervals_of_levels_hold_as_often_as_they_say(count: int) -> None:
     """The truth is the quantile of all visits that there could be."""
-    truth, held = float(np.exp(0.02 * -0.6745)), []
+    truth, held = float(np.exp(0.02 * NormalDist().inv_cdf(QUANTILE))), []
     for seed in range(400):
         found = level_of(0.02 * np.random.default_rng(seed).standard_normal(count), count)
         held.append(found.low_ms <= truth <= found.high_ms)
     assert 0.84 <= np.mean(held) <= 0.95
+
+
+@given(st.lists(st.tuples(st.floats(-5, 5), st.integers(1, 4)), min_size=2, max_size=8), st.floats(0.01, 0.99))
+def test_a_visit_that_counts_twice_is_as_two_that_are_alike(visits: list[tuple[float, int]], part: float) -> None:
+    values, weights = (np.array(column, float) for column in zip(*visits, strict=True))
+    found = weighted_quantile(values, weights, part)
+    assert values.min() - 1e-12 <= found <= values.max() + 1e-12
+    assert weighted_quantile(np.array([values, values]), np.array([weights] * 2), part) == pytest.approx(
+        [float(found)] * 2
+    )
+    assert weighted_quantile(values, 3 * weights, part) == pytest.approx(found)
+    # what weighs nearly nothing says nearly nothing
+    more = weighted_quantile(np.append(values, 99.0), np.append(weights, 1e-9), part)
+    assert more == pytest.approx(found, abs=1e-3) or part > 0.5
+
+
+def test_visits_of_a_busy_machine_count_less() -> None:
+    """While it is busy it slows each network in its own measure; what was seen while it was quiet decides."""
+    rng = np.random.default_rng(0)
+    visits, number = [], 0
+    for one in range(20):
+        for name in range(12):
+            busy = one >= 8
+            slow = 0.1 * rng.standard_normal() + 0.15 if busy else 0.0
+            taken = np.exp(0.1 * name + slow + 0.004 * rng.standard_normal())
+            visits.append(NetworkVisit(number, ("network", f"n{name}"), 1, (3, 8, 8), np.array([taken])))
+            number += 1
+    found = Levels(visits).networks("network")
+    errors = [abs(np.log(found[f"n{name}"].latency_ms) - 0.1 * name) for name in range(12)]
+    assert np.mean(errors) < 0.015

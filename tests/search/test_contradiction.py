@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from hwnas.budget import parse_budget
-from hwnas.costs import Cost, Prices, Walk
+from hwnas.costs import Cost, Curve, Prices, Walk
 from hwnas.search.contradiction import contradiction, least_within
 from hwnas.search.feasible import FeasibleSampler
 
@@ -43,6 +44,19 @@ def test_the_least_under_the_others_limits_is_nearly_that_of_all(count: int) -> 
         assert all(one.upper.total_of(genes) <= limit for one, limit in zip(costs[1:], limits, strict=True))
         least = float(totals[0][meets].min())
         assert least <= costs[0].upper.total_of(genes) <= least * (1.001 if count == 2 else 1.06)
+
+
+def test_limits_of_what_is_no_sum_are_met() -> None:
+    first, second = opposed(2)
+    totals = second.upper.total(GENES)
+    middle = float(np.median(totals))
+    bent = replace(second.upper, curve=Curve((middle,), (2 * middle,), (0.5, 3.0)))
+    limit = float(np.quantile(bent.total(GENES), 0.4))
+    genes = least_within(first, [Cost("macs", bent, bent)], [limit])
+    assert genes is not None
+    assert bent.total_of(genes) <= limit
+    least = float(first.upper.total(GENES)[bent.total(GENES) <= limit].min())
+    assert least <= first.upper.total_of(genes) <= 1.001 * least
 
 
 def test_a_walk_is_allowed_for() -> None:

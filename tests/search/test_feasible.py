@@ -1,13 +1,14 @@
 """Exact uniform sampling of what meets the budgets, and repairs."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from hwnas.budget import parse_budget
-from hwnas.costs import Cost, Prices, macs_cost, params_cost
+from hwnas.costs import Cost, Curve, Prices, macs_cost, params_cost
 from hwnas.errors import ClaimError
 from hwnas.search.feasible import FeasibleSampler
 from hwnas.spaces import get_space
@@ -30,6 +31,11 @@ def _all(table: np.ndarray) -> np.ndarray:
 
 LATENCY = _cost("latency", _small(0), fixed=1.0, margin=1.1)
 SIZE = _cost("params", _small(1))
+BENT = Cost(
+    "latency",
+    replace(LATENCY.prices, curve=Curve((6.0, 8.0, 11.0), (6.5, 7.5, 12.0), (0.9, 1.4))),
+    replace(LATENCY.prices, curve=Curve((6.0, 8.0, 11.0), (7.2, 8.3, 13.3), (1.0, 1.6))),
+)
 SLEW = _cost("macs", np.where(np.isfinite(_small(0)), 5.0 - _small(0), np.inf))  # cheap where latency is dear
 
 
@@ -38,6 +44,9 @@ SLEW = _cost("macs", np.where(np.isfinite(_small(0)), 5.0 - _small(0), np.inf)) 
     [
         ([LATENCY], [9.5]),
         ([LATENCY], [8.6]),
+        ([BENT], [9.5]),
+        ([BENT], [8.5]),
+        ([BENT, SIZE], [10.0, 8.0]),
         ([LATENCY, SIZE], [10.0, 8.0]),
         ([LATENCY, SLEW], [11.0, 16.5]),
         ([LATENCY, SIZE, SLEW], [11.0, 9.5, 17.0]),
@@ -60,12 +69,18 @@ def test_draws_are_uniform_over_exactly_the_feasible_architectures(costs: list[C
 
 @pytest.mark.parametrize(
     ("costs", "limits", "min_use"),
-    [([LATENCY], [9.5], 0.9), ([LATENCY], [11.0], 0.97), ([LATENCY, SIZE], [11.0, 9.0], 0.95)],
+    [
+        ([LATENCY], [9.5], 0.9),
+        ([LATENCY], [11.0], 0.97),
+        ([LATENCY, SIZE], [11.0, 9.0], 0.95),
+        ([BENT], [9.0], 0.9),
+        ([BENT, SIZE], [10.0, 9.0], 0.92),
+    ],
 )
 def test_with_a_floor_draws_are_uniform_over_the_band(costs: list[Cost], limits: list[float], min_use: float) -> None:
     every = _all(LATENCY.prices.choices)
     meets = np.all([cost.upper.total(every) <= limit for cost, limit in zip(costs, limits, strict=True)], axis=0)
-    band = meets & (LATENCY.upper.total(every) >= min_use * limits[0])
+    band = meets & (costs[0].upper.total(every) >= min_use * limits[0])
     inside = {tuple(row): index for index, row in enumerate(every[band].tolist())}
     assert 3 < len(inside) < meets.sum()
     sampler = FeasibleSampler(costs, limits, min_use=min_use)
@@ -97,7 +112,9 @@ def test_draws_and_repairs_depend_on_the_generator_alone() -> None:
     assert all(np.array_equal(*pair) for pair in zip(*runs, strict=True))
 
 
-@pytest.mark.parametrize(("costs", "limits"), [([LATENCY], [9.5]), ([LATENCY, SIZE], [10.0, 8.0]), ([SIZE], [99.0])])
+@pytest.mark.parametrize(
+    ("costs", "limits"), [([LATENCY], [9.5]), ([LATENCY, SIZE], [10.0, 8.0]), ([SIZE], [99.0]), ([BENT], [9.0])]
+)
 def test_repairs_change_as_few_genes_as_possible(costs: list[Cost], limits: list[float]) -> None:
     sampler = FeasibleSampler(costs, limits)
     every = _all(LATENCY.prices.choices)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from hwnas.costs import Cost, Prices, macs_cost
+from hwnas.costs import Cost, Curve, Prices, macs_cost
 from hwnas.errors import HwnasError
 from hwnas.spaces import Arch, Space, get_space
 from hwnas.train.paths import ConstrainedPaths, make_paths, sampling_identity
@@ -47,6 +48,19 @@ def test_uniform_over_exactly_those_in_the_range(low: str, high: str) -> None:
     counts = Counter(paths(step) for step in range(DRAWS))
     assert set(counts) == set(known)
     assert chisquare([counts[genes] for genes in known]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("low", "high"), [(36, 39), (40, 1000), (1, 37)])
+def test_a_range_of_what_is_no_sum_has_the_same_architectures(low: float, high: float) -> None:
+    curve = Curve((38.0,), (100.0,), (0.5, 3.0))
+    bent = Cost("macs", *[replace(TOY_COST["macs"].prices, curve=curve)] * 2)
+    ends = (float(curve.at(np.array(end))) for end in (low, high))
+    sampling = Sampling(**dict(zip(("low", "high"), map(str, ends), strict=True)))
+    paths = make_paths(TOY, sampling, {"macs": bent}, seed=3)
+    counts, known = Counter(paths(step) for step in range(DRAWS)), every(low, high)
+    assert set(counts) == set(known)
+    assert chisquare([counts[genes] for genes in known]).pvalue > 1e-3
+    assert sampling_identity(sampling, {"macs": bent}) != sampling_identity(sampling, TOY_COST)
 
 
 def test_every_bin_is_as_frequent_and_uniform_within() -> None:
