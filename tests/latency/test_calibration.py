@@ -43,7 +43,7 @@ def test_a_slope_and_an_offset_are_recovered(slope: float, share: float, count: 
     found = calibrate(sums, slope * sums + offset)
     assert found.relative_error < 0.006
     for new in (3, 5, 7, 11):
-        assert found.latency_ms(new) == pytest.approx(new * slope + offset, rel=0.01)
+        assert found.latency_ms(new) == pytest.approx(new * slope + offset, rel=0.02)
     assert found.latency_ms(20) == pytest.approx(20 * slope + offset, rel=0.05)
 
 
