@@ -263,7 +263,7 @@ def calibrate(
 def _curve(found: Fit, sums_ms: Vector) -> Curve:
     """What the fit says that networks take, between the least and the largest of `sums_ms`; beyond, it is off by as
     much as there, relative."""
-    if sums_ms.min() <= 0:
+    if sums_ms.min() <= 0 or found.slope * sums_ms.min() + found.offset_ms <= 0:  # corrected, less than was fitted on
         return Curve()
     first, last = np.log([sums_ms.min(), sums_ms.max()])
     sizes = np.linspace(first, last, min(MOST_KNOTS, 2 + int((last - first) / KNOT_SPACING)) if last > first else 1)

@@ -291,13 +291,13 @@ def level_of(log_ms: Samples, samples: int, quantile: float = QUANTILE, weights:
 def weighted_quantile(values: Samples, weights: Samples, quantile: float) -> Samples:
     """Of each row of `values` [..., n]: where so much of the weight lies below, straight between the middles of the
     values' weights."""
+    if values.shape[-1] == 1:
+        return np.asarray(values[..., 0])
     order = np.argsort(values, axis=-1)
     values, weights = np.take_along_axis(values, order, -1), np.take_along_axis(weights, order, -1)
     middles = np.cumsum(weights, axis=-1) - weights / 2
     wanted = quantile * weights.sum(axis=-1, keepdims=True)
-    behind = np.clip((middles < wanted).sum(axis=-1, keepdims=True), 1, max(1, values.shape[-1] - 1))
-    if values.shape[-1] == 1:
-        return np.asarray(values[..., 0])
+    behind = np.clip((middles < wanted).sum(axis=-1, keepdims=True), 1, values.shape[-1] - 1)
     low, high = (np.take_along_axis(middles, behind - shift, -1) for shift in (1, 0))
     part = np.clip((wanted - low) / (high - low), 0.0, 1.0)
     below, above = (np.take_along_axis(values, behind - shift, -1) for shift in (1, 0))

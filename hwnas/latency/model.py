@@ -67,7 +67,8 @@ class Prediction:
         coverage: measured operators as a share of all; `interpolated` and `estimated` are the shares of those that
             were read off measured ones and off the bytes and MACs.
         missing: keys of operators that the table lacks, and names of operators that nobody knows.
-        ops: most expensive first; latencies are shares of `latency_ms` (calibrated), missing ones last.
+        ops: most expensive first, missing ones last; their latencies are calibrated and add up to `latency_ms` but for
+            the offset, and for the few percent that networks of one size take more or less.
         calibrated: whether whole networks stand behind the interval.
         terms: what belongs to no operator, in ms by kind; part of `latency_ms`.
     """

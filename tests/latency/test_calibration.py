@@ -13,17 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from hwnas.costs import Curve
 from hwnas.latency.calibration import (
     LEAST_FACTOR,
     LEAST_MODEL_ERROR,
     MODEL_ERROR,
     UNCALIBRATED_ERROR,
     Calibration,
+    _curve,
     calibrate,
     model_error,
     quality,
 )
-from hwnas.latency.kriging import OFFSET_ERROR, OPERATOR_ERROR, RUN_ERROR_MS, SIZE_ERROR, SIZE_LENGTH
+from hwnas.latency.kriging import OFFSET_ERROR, OPERATOR_ERROR, RUN_ERROR_MS, SIZE_ERROR, SIZE_LENGTH, fit
 
 Vector = NDArray[np.float64]
 
@@ -152,6 +154,17 @@ def test_absurd_latencies_are_refused_or_give_figures(seed: int) -> None:
         return
     assert not math.isnan(found.relative_error)
     assert not any(map(math.isnan, (*found.expected, *found.upper)))
+    assert all(rise > 0 for rise in (*found.curve.rises, *np.diff(found.curve.knots), *np.diff(found.curve.values)))
+
+
+def test_where_corrected_sums_leave_no_latency_there_is_no_curve() -> None:
+    """A negative offset is fitted on sums as they were measured; corrected ones may be less."""
+    sums = np.array([3, 5, 7, 9.0])
+    nothing = np.zeros((4, 0))
+    found = fit(sums, sums - 1.2, nothing, np.full(4, 0.01), {}, np.zeros(0), np.log(sums))
+    assert found.offset_ms < -0.9
+    assert _curve(found, 0.2 * sums) == Curve()
+    assert min(_curve(found, sums).rises) > 0
 
 
 def test_networks_unlike_those_that_were_measured_are_less_certain() -> None:
