@@ -36,6 +36,9 @@ BENT = Cost(
     replace(LATENCY.prices, curve=Curve((6.0, 8.0, 11.0), (6.5, 7.5, 12.0), (0.9, 1.4))),
     replace(LATENCY.prices, curve=Curve((6.0, 8.0, 11.0), (7.2, 8.3, 13.3), (1.0, 1.6))),
 )
+SAGGING = Cost(
+    "latency", *[replace(LATENCY.prices, curve=Curve((6.0, 8.0, 11.0), (5.0, 6.5, 9.0), (0.9, 1.4)))] * 2
+)  # a sum is more than its total
 SLEW = _cost("macs", np.where(np.isfinite(_small(0)), 5.0 - _small(0), np.inf))  # cheap where latency is dear
 
 
@@ -47,6 +50,7 @@ SLEW = _cost("macs", np.where(np.isfinite(_small(0)), 5.0 - _small(0), np.inf)) 
         ([BENT], [9.5]),
         ([BENT], [8.5]),
         ([BENT, SIZE], [10.0, 8.0]),
+        ([SAGGING], [7.2]),
         ([LATENCY, SIZE], [10.0, 8.0]),
         ([LATENCY, SLEW], [11.0, 16.5]),
         ([LATENCY, SIZE, SLEW], [11.0, 9.5, 17.0]),
@@ -74,6 +78,7 @@ def test_draws_are_uniform_over_exactly_the_feasible_architectures(costs: list[C
         ([LATENCY], [11.0], 0.97),
         ([LATENCY, SIZE], [11.0, 9.0], 0.95),
         ([BENT], [9.0], 0.9),
+        ([SAGGING], [7.5], 0.9),
         ([BENT, SIZE], [10.0, 9.0], 0.92),
     ],
 )
