@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
-from hwnas.latency.levels import MIN_REFERENCE_SAMPLES, Levels, NetworkVisit
+from hwnas.latency.levels import LEAST_FOR_LEVEL, Levels, NetworkVisit
 from hwnas.latency.model import LatencyModel, Prediction
 from hwnas.latency.plan import reference_network, session_bytes, whole_subject
 from hwnas.latency.table import LatencyTable, MeasuredNetwork
@@ -161,7 +161,9 @@ def verify(
         for turn in range(1, ROUNDS + 1):
             _measure(process, candidates, entries, rest, turn, shapes, log, progress)
             levels = Levels(log)
-            now, level = levels.networks("now"), levels.networks("reference").get("reference")
+            now = levels.networks("now")
+            enough = len(reference.visits) >= LEAST_FOR_LEVEL
+            level = levels.networks("reference")["reference"] if enough else None
             drifts = [
                 _drift(candidate, entry, witnesses, table, now, level)
                 for candidate, entry in zip(candidates, entries, strict=True)
@@ -259,7 +261,7 @@ def _drift(
         log_drift, error = line_at(np.log(then_ms), drifts, float(np.log(own) - np.median(drifts)))
         return Drift(float(np.exp(log_drift)), error, "calibration networks measured again")
     level = table.reference() if table is not None else None
-    if level is None or reference is None or reference.samples < MIN_REFERENCE_SAMPLES:
+    if level is None or reference is None:
         return None
     error = float(np.hypot(reference.relative_error, level.relative_error)) / 1.64
     return Drift(reference.latency_ms / level.latency_ms, error, "reference network measured again")

@@ -13,7 +13,6 @@ import numpy as np
 from hwnas.devices import DeviceProfile
 from hwnas.errors import HwnasError
 from hwnas.latency import atoms
-from hwnas.latency.calibration import Quality
 from hwnas.latency.covers import cover_archs
 from hwnas.latency.kernels import assign
 from hwnas.latency.lowering import Lower, lowering
@@ -28,6 +27,7 @@ from hwnas.latency.plan import (
     operators_of,
     unsure_entries,
 )
+from hwnas.latency.quality import Quality
 from hwnas.latency.slots import SpaceKernels
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.writer import TableWriter

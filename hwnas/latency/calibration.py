@@ -6,9 +6,8 @@ a kernel takes another time after other neighbours, and timing one costs more th
 Each operator's latency gets a factor near 1. And networks of one size err alike: what of them stays in the cache bends
 the law a little. That is universal kriging (Matheron 1969) whose drift is the factor and the offset, and whose
 covariance says how much of their operators two networks share, and of their number, and how near they are in size.
-Prices stay sums over operators, of which a `Curve` makes the latency. Every figure of quality is from leaving each
-network out in turn, and so is the width of intervals: kriging tells how much wider that of one network has to be than
-another's.
+Prices stay sums over operators, of which a `Curve` makes the latency. The width of intervals is from leaving each
+network out in turn: kriging tells how much wider that of one network has to be than another's.
 """
 
 from __future__ import annotations
@@ -248,7 +247,7 @@ def calibrate(
     slope, offset, errors, expected = found.slope, found.offset_ms, found.errors, found.expected
     corrected = x + parts @ (np.array([factors[key] for key in keys]) - 1)
     left_out = y * (1 - errors)
-    scale = _scale(float(((errors / expected) ** 2).sum()), len(x), noise)
+    scale = scale_of(float(((errors / expected) ** 2).sum()), len(x), noise)
     error = scale * float(np.sqrt((expected**2).mean()))
     if len(x) < FEW:
         error = max(error, UNCALIBRATED_ERROR / 2)  # so few networks cannot show how far the next one is off
@@ -336,56 +335,8 @@ def _parts(measured: Vector, left_out: Vector, error: float) -> tuple[float, flo
     return float(found[0] * error / level), float(found[1] * error / level)
 
 
-def _scale(squares: float, count: int, noise: float | None) -> float:
+def scale_of(squares: float, count: int, noise: float | None) -> float:
     """By how much errors are larger than was to be expected, from the squares of `count` ratios; believed to be 1
     where the noise is known."""
     belief = 0 if noise is None else BELIEF
     return float(np.sqrt((squares + belief) / (count + belief)))
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """How well left-out networks are predicted, as shares 0 to 1; `kendall_tau` is None where nothing can be ranked."""
-
-    networks: int
-    mape: float | None
-    within_5: float | None
-    within_10: float | None
-    kendall_tau: float | None
-    interval_coverage: float | None
-
-
-def _widths_without_own_error(calibration: Calibration) -> Vector:
-    """For each network the half-width that the errors of the others give."""
-    if calibration.networks < FEW:
-        return np.full(calibration.networks, calibration.half_width)
-    expected = np.array(calibration.expected)
-    squares = ((np.array(calibration.left_out_ms) / np.array(calibration.measured_ms) - 1) / expected) ** 2
-    rest, count = squares.sum() - squares, len(squares) - 1
-    others = np.array([_scale(float(left), count, calibration.noise) for left in rest])
-    deviations = calibration.half_width / max(calibration.relative_error, 1e-12)
-    widths: Vector = others * expected * deviations
-    return widths
-
-
-def quality(calibrations: Sequence[Calibration]) -> Quality:
-    """Leave-one-out quality over the networks of all `calibrations` together."""
-    fitted = [c for c in calibrations if c.networks]
-    if not fitted:
-        return Quality(0, None, None, None, None, None)
-    from scipy.stats import kendalltau
-
-    predicted = np.concatenate([c.left_out_ms for c in fitted])
-    measured = np.concatenate([c.measured_ms for c in fitted])
-    width = np.concatenate([_widths_without_own_error(c) for c in fitted])
-    errors = np.abs(predicted / measured - 1)
-    ranked = len(errors) > 2 and np.ptp(predicted) > 0 and np.ptp(measured) > 0
-    tau = float(kendalltau(predicted, measured).statistic) if ranked else None
-    return Quality(
-        len(errors),
-        float(errors.mean()),
-        float((errors <= 0.05).mean()),
-        float((errors <= 0.10).mean()),
-        tau,
-        float((errors <= width * predicted / measured).mean()),
-    )

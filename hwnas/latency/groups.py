@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from hwnas.latency.calibration import Calibration, Quality, calibrate, model_error, quality
+from hwnas.latency.calibration import Calibration, calibrate, model_error
+from hwnas.latency.quality import Quality, quality
 from hwnas.latency.terms import Terms
 from hwnas.measure.statistics import Estimate
 from hwnas.ops import Shape

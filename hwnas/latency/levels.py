@@ -43,8 +43,8 @@ LEAST_QUIET = 3
 """Of a network with fewer quiet visits, so many of its quietest ones count."""
 
 RESAMPLES = 200
-MIN_REFERENCE_SAMPLES = 20
-"""An entry with fewer samples in a session says nothing of the session's level."""
+LEAST_FOR_LEVEL = 4
+"""An entry with fewer visits in a session says nothing of the session's level."""
 
 OVERHEAD = "overhead"
 """The network that does as good as nothing: what its kernel takes, timing one costs."""
@@ -134,7 +134,9 @@ class Levels:
                 if visit.session == session and visit.entry[0] in ("reference", "network"):
                     places.setdefault(visit.entry, []).append(place)
             known = {
-                entry: self._level(found, 1.0).latency_ms for entry, found in places.items() if self._enough(found)
+                entry: self._level(found, 1.0).latency_ms
+                for entry, found in places.items()
+                if len(found) >= LEAST_FOR_LEVEL
             }
             if known:
                 levels[session] = known
@@ -145,9 +147,6 @@ class Levels:
             factors[session] = float(np.median(ratios)) if ratios else 1.0
             first = {**{entry: level * factors[session] for entry, level in known.items()}, **first}
         return factors
-
-    def _enough(self, places: Sequence[int]) -> bool:
-        return sum(len(self._visits[place].samples_ms) for place in places) >= MIN_REFERENCE_SAMPLES
 
     def _level(self, places: Sequence[int], factor: float | None = None) -> Estimate:
         """The estimate from some visits; `factor` stands for those of their sessions."""

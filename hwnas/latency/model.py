@@ -13,12 +13,13 @@ import numpy as np
 from hwnas.costs import Cost
 from hwnas.errors import HwnasError
 from hwnas.latency import trust
-from hwnas.latency.calibration import FEASIBLE_CONFIDENCE, FOREIGN_ERROR, Calibration, Quality
+from hwnas.latency.calibration import FEASIBLE_CONFIDENCE, FOREIGN_ERROR, Calibration
 from hwnas.latency.commands import profile_command
 from hwnas.latency.groups import Calibrations, Whole, space_of
 from hwnas.latency.imported import BLOCK
 from hwnas.latency.known import Knowledge, Known, Piece, deviation_ms
 from hwnas.latency.lowering import Lower, lowering
+from hwnas.latency.quality import Quality
 from hwnas.latency.slots import SpaceKernels
 from hwnas.latency.table import ELEMENT_BYTES, LatencyTable, MeasuredNetwork
 from hwnas.latency.terms import Terms, fit_terms

@@ -26,7 +26,7 @@ from hwnas.spaces.base import Arch, Space
 CALIBRATION_NETWORKS = 30
 """Architectures of each space that are measured as whole networks."""
 
-COVER_VISITS = 8
+COVER_VISITS = 5
 """Visits of each network whose kernels are timed; each kernel is in at least two of them, mostly in many more."""
 
 MORE_COVER_VISITS, MOST_COVER_VISITS = 4, 40

@@ -23,9 +23,9 @@ from hwnas.latency.calibration import (
     _curve,
     calibrate,
     model_error,
-    quality,
 )
 from hwnas.latency.kriging import OFFSET_ERROR, OPERATOR_ERROR, RUN_ERROR_MS, SIZE_ERROR, SIZE_LENGTH, fit
+from hwnas.latency.quality import quality
 
 Vector = NDArray[np.float64]
 

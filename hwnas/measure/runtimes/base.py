@@ -28,7 +28,8 @@ class Session(ABC):
 
     @abstractmethod
     def time_ms(self, runs: int) -> list[float]:
-        """Durations of `runs` runs in ms, after some that are not timed; interrupted runs are tried again."""
+        """Durations in ms of `runs` runs, or fewer long ones, after some that are not timed; interrupted runs are tried
+        again."""
 
     @abstractmethod
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -78,7 +79,7 @@ class KernelClock(ABC):
 
     @abstractmethod
     def time_kernels(self, runs: int) -> list[KernelTime]:
-        """Every kernel in `runs` runs, interrupted ones left out, after some that are not timed."""
+        """Every kernel in about `runs` runs, interrupted ones left out, after some that are not timed."""
 
     def close(self) -> None:  # noqa: B027 (on a CPU the memory goes with the object)
         """Gives back what the model holds on the device."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import resource
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,9 @@ from hwnas.measure.runtimes.scratch import scratch_folder
 from hwnas.measure.runtimes.timed import warm_up
 from hwnas.measure.statistics import fastest_mean, steady_mean
 
-LEAST_S = 0.02
-"""Short networks are run more often than is asked for, for about so long: the profiler's clock has whole
-microseconds."""
+LEAST_S, LEAST_RUNS = 0.02, 3
+"""A network is run for about so long, and so often unless fewer are asked for: the profiler's clock has whole
+microseconds. What disturbs a run disturbs the next one too, so that more runs of a long network would tell little."""
 
 MOST_RUNS = 200
 
@@ -60,10 +59,8 @@ class OrtKernelClock(KernelClock):
             options.profile_file_prefix = str(folder / "kernels")
             session = ort.InferenceSession(self._model, options, providers=["CPUExecutionProvider"])
             run = self._bind(session)
-            warm_up(run)
-            start = time.perf_counter()
-            run()
-            runs = min(MOST_RUNS, max(runs, math.ceil(LEAST_S / (time.perf_counter() - start))))
+            taken_s = warm_up(run)
+            runs = min(MOST_RUNS, max(min(runs, LEAST_RUNS), math.ceil(LEAST_S / taken_s)))
             undisturbed = []
             for _ in range(runs):
                 switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

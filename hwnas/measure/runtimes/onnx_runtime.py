@@ -23,7 +23,7 @@ from hwnas.measure.runtimes.onnx_providers import PROVIDERS, Provider, options_o
 from hwnas.measure.runtimes.operator_fan import fan
 from hwnas.measure.runtimes.operator_graph import anchored, core_of
 from hwnas.measure.runtimes.scratch import scratch_folder
-from hwnas.measure.runtimes.timed import WARM_S, DifferenceSession, undisturbed_ms
+from hwnas.measure.runtimes.timed import DifferenceSession, undisturbed_ms, visit_ms
 from hwnas.ops import Op
 
 MAX_REPEATS = 64
@@ -79,7 +79,7 @@ class OnnxRuntime(Runtime):
 
     def load_network(self, model: bytes) -> OrtSession:
         session = self._session(model, self._options(optimise=True))
-        return OrtSession(session, memory=self._provider.memory, gpu=self._gpu, warm_s=WARM_S)
+        return OrtSession(session, memory=self._provider.memory, gpu=self._gpu, whole=True)
 
     def load_kernels(self, model: bytes) -> KernelClock:
         if not self._provider.kernels:
@@ -151,14 +151,14 @@ class OnnxRuntime(Runtime):
 class OrtSession(Session):
     """A session with its tensors bound where the device has its memory, so that a run allocates and copies nothing.
 
-    A run of a session waits for the device, a GPU too. For `warm_s` it runs before it is timed.
+    A run of a session waits for the device, a GPU too. A `whole` network is warm before it is timed (`visit_ms`).
     """
 
     def __init__(
-        self, session: ort.InferenceSession, repeats: int = 1, memory: str = "cpu", gpu: int = 0, warm_s: float = 0.0
+        self, session: ort.InferenceSession, repeats: int = 1, memory: str = "cpu", gpu: int = 0, *, whole: bool = False
     ) -> None:
         self.repeats = repeats
-        self._warm_s = warm_s
+        self._time_ms = visit_ms if whole else undisturbed_ms
         self._session = session
         self._binding = session.io_binding()
         rng = np.random.default_rng(0)
@@ -183,7 +183,7 @@ class OrtSession(Session):
         self._session.run_with_iobinding(self._binding)
 
     def time_ms(self, runs: int) -> list[float]:
-        return undisturbed_ms(self.run_once, runs, warm_s=self._warm_s)
+        return self._time_ms(self.run_once, runs)
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         name = self._session.get_inputs()[0].name

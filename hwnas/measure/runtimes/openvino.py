@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hwnas.measure.hardware import cpu_name
 from hwnas.measure.runtimes.base import Runtime, Session
 from hwnas.measure.runtimes.operator_fan import fan
-from hwnas.measure.runtimes.timed import WARM_S, DifferenceSession, undisturbed_ms
+from hwnas.measure.runtimes.timed import DifferenceSession, visit_ms
 
 
 @contextmanager
@@ -125,7 +125,7 @@ class NetworkSession(Session):
         self._run = Bound(model)
 
     def time_ms(self, runs: int) -> list[float]:
-        return undisturbed_ms(self._run, runs, warm_s=WARM_S)
+        return visit_ms(self._run, runs)
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         # by a request of its own: what is bound for timing stays bound

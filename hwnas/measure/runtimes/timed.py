@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Callable
@@ -16,8 +17,18 @@ ATTEMPTS = 2
 
 WARM_S, WARM_RUNS = 0.015, 10
 """Whole networks run for so long, or so often, before they are timed: what ran before has taken their weights out of
-the cache. On a server's core nets of 0.1 and 1.4 ms came within 2% of their level after ten runs, those of 6 ms after
-three."""
+the cache. On a server's core nets of 0.1 and 1.4 ms came within 2% of their level after ten runs, those of 2.5 ms
+within 1% after six, those of 4 ms after four."""
+
+LONG_S = 0.005
+"""A network that takes so long is warm after one run (`benchmarks/visits.py`): within half a percent of its
+level."""
+
+VISIT_S = 0.006
+"""Whole networks are timed for so long in a visit, or as often as is asked for, at least once. What disturbs a run
+disturbs the next one too, for some 50 ms: another visit tells more than another run, and the sooner the next network's
+turn comes, the better its visits tell the regime (`hwnas.measure.regimes`). Against four runs of every network visits
+that are that short halve the error of a level in the same time (`benchmarks/visits.py`)."""
 
 REST_RUNS = 10
 """Of what is subtracted, before anything is timed."""
@@ -26,23 +37,35 @@ SHORTEST_MS = 1e-6
 """What an operator takes at least that is lost in the noise of the difference."""
 
 
-def warm_up(run: Callable[[], object], seconds: float = WARM_S) -> None:
-    """Runs for so long or `WARM_RUNS` times, at least once."""
+def warm_up(run: Callable[[], object], seconds: float = WARM_S) -> float:
+    """Runs for so long, or `WARM_RUNS` times, or once what takes `LONG_S`; returns what the last run took, in s."""
     end = time.perf_counter() + seconds
+    taken_s = 0.0
     for _ in range(WARM_RUNS):
+        start = time.perf_counter()
         run()
-        if time.perf_counter() >= end:
+        now = time.perf_counter()
+        taken_s = now - start
+        if now >= end or taken_s >= LONG_S:
             break
+    return taken_s
 
 
-def undisturbed_ms(run: Callable[[], object], runs: int, *, warm_s: float = 0.0) -> list[float]:
-    """Durations of `runs` runs in ms, after one that is not timed, or as many as take `warm_s`.
+def visit_ms(run: Callable[[], object], runs: int) -> list[float]:
+    """Durations in ms of a whole network that is warm, of `runs` runs at most: as many as take `VISIT_S`."""
+    taken_s = warm_up(run)
+    return undisturbed_ms(run, max(1, min(runs, math.ceil(VISIT_S / max(taken_s, 1e-6)))), warm=True)
+
+
+def undisturbed_ms(run: Callable[[], object], runs: int, *, warm: bool = False) -> list[float]:
+    """Durations of `runs` runs in ms, after one that is not timed unless it is `warm`.
 
     Interrupted runs (involuntary context switches of this process) are tried again; where there are not enough others
     after that, the fastest interrupted ones fill up.
     """
     clock = time.perf_counter_ns
-    warm_up(run, warm_s)
+    if not warm:
+        run()
     undisturbed: list[float] = []
     disturbed: list[float] = []
     for _ in range(ATTEMPTS * runs):
