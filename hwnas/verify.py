@@ -163,7 +163,7 @@ def verify(
             levels = Levels(log)
             now = levels.networks("now")
             enough = len(reference.visits) >= LEAST_FOR_LEVEL
-            level = levels.networks("reference")["reference"] if enough else None
+            level = levels.networks("reference")[reference.subject.name] if enough else None
             drifts = [
                 _drift(candidate, entry, witnesses, table, now, level)
                 for candidate, entry in zip(candidates, entries, strict=True)

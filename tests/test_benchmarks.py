@@ -25,6 +25,7 @@ from tiny_fashion import write_fashion_mnist
 
 from hwnas.latency import atoms
 from hwnas.latency.build import build_table
+from hwnas.latency.levels import NetworkVisit
 from hwnas.latency.plan import calibration_archs
 from hwnas.latency.table import MeasuredNetwork
 from hwnas.measure.statistics import Estimate
@@ -390,3 +391,31 @@ def test_an_atomnas_step_is_that_of_the_straightforward_implementation(monkeypat
     for average, (name, parameter) in zip(plain.averages, ours.net.named_parameters(), strict=True):
         assert not torch.equal(average, parameter)
         torch.testing.assert_close(ours.hooks.ema.shadow[name], average, rtol=1e-7, atol=1e-10)
+
+
+def test_days_are_brought_to_one_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    days = script("other_days")
+    calibration = {f"a #{i}": ms for i, ms in enumerate(np.geomspace(2, 14, 30).tolist())}
+    tests = {f"test #{i}": ms for i, ms in enumerate(np.geomspace(2.5, 12, 9).tolist())}
+    slower = [{name: 1.1 * ms**1.05 for name, ms in of.items()} for of in (calibration, tests)]
+    first, second = days.Day("first", calibration, tests, tests), days.Day("second", *slower, slower[1])
+    found = second.at_level_of(first, list(tests))
+    assert found == pytest.approx(np.log(list(tests.values())), abs=1e-9)
+    assert days.error(found + np.log(1.01), np.log(list(tests.values()))) == pytest.approx(0.01)
+
+
+def test_the_error_of_levels_is_what_they_are_off_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    visits, rng = script("visits"), np.random.default_rng(0)
+    truth = rng.uniform(0.5, 2.5, 80)
+
+    def one_pass() -> list[NetworkVisit]:
+        samples = np.exp(truth + 0.02 * rng.standard_normal(len(truth)))
+        order = rng.permutation(len(truth)).tolist()
+        return [NetworkVisit(i, ("network", str(net)), 0, (3, 8, 8), samples[[net]]) for i, net in enumerate(order)]
+
+    passes = [one_pass() for _ in range(30)]
+    off = float((visits.levels_of(passes) - truth).std())
+    assert 0.003 < off < 0.01
+    assert visits.error_of(passes) == pytest.approx(off, rel=0.35)

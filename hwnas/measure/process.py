@@ -158,7 +158,8 @@ class MeasuringProcess:
             raise MeasurementError(f"the runtime returned kernels that are none ({error!r:.80})") from None
         times = [list(kernel.samples_ms) for kernel in kernels]
         measured = len(times[0])
-        if not measured or not all(_are_times(samples, measured, least=0.0) for samples in times):
+        alike = all(isinstance(samples, list) and len(samples) == measured for samples in times)
+        if not alike or not all(_are_times(samples, measured, least=0.0) for samples in times):
             raise MeasurementError(f"the runtime returned impossible times of kernels: {str(times[0])[:80]}")
         self.state = _state(document)
         return kernels

@@ -148,7 +148,7 @@ TIMES = {
     "infinite": "[1.0, float('inf')]",
     "negative": "[1.0, -1.0]",
     "zero": "[0.0, 1.0]",
-    "too few": "[1.0]",
+    "none": "[]",
     "too many": "[1.0, 1.0, 1.0]",
     "text": "['fast', 'fast']",
     "one number": "1.0",

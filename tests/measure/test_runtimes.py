@@ -231,6 +231,16 @@ def test_a_long_network_is_warm_after_one_run_and_timed_once() -> None:
     assert len(visit_ms(lambda: (run(), run()), 5)) == 1
 
 
+def test_a_loaded_network_keeps_no_second_copy_of_its_weights() -> None:
+    """Hundreds of networks stay loaded: ONNX Runtime's Python class would hold the bytes of each."""
+    model = network_to_onnx(tiny_network())
+    before = sys.getrefcount(model)
+    with opened("onnxruntime") as runtime:
+        session = runtime.load_network(model)
+        assert sys.getrefcount(model) == before
+        session.time_ms(1)
+
+
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_whole_networks_are_those_that_are_warmed(name: str) -> None:
     calls: list[int] = []

@@ -116,7 +116,9 @@ class OnnxRuntime(Runtime):
         return opened
 
     def _session(self, model: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
-        return self._provider.check(ort.InferenceSession(model, options, **options_of(self._provider, self._gpu)))
+        session = ort.InferenceSession(model, options, **options_of(self._provider, self._gpu))
+        session._model_bytes = None  # else a second copy of the weights stays, for an open anew that nobody asks for
+        return self._provider.check(session)
 
     def _bound(self, session: ort.InferenceSession, repeats: int = 1) -> OrtSession:
         return OrtSession(session, repeats, self._provider.memory, self._gpu)
