@@ -393,16 +393,16 @@ def test_an_atomnas_step_is_that_of_the_straightforward_implementation(monkeypat
         torch.testing.assert_close(ours.hooks.ema.shadow[name], average, rtol=1e-7, atol=1e-10)
 
 
-def test_days_are_brought_to_one_level(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_brought_to_one_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
-    days = script("other_days")
+    runs = script("other_runs")
     calibration = {f"a #{i}": ms for i, ms in enumerate(np.geomspace(2, 14, 30).tolist())}
     tests = {f"test #{i}": ms for i, ms in enumerate(np.geomspace(2.5, 12, 9).tolist())}
     slower = [{name: 1.1 * ms**1.05 for name, ms in of.items()} for of in (calibration, tests)]
-    first, second = days.Day("first", calibration, tests, tests), days.Day("second", *slower, slower[1])
+    first, second = runs.Run("first", calibration, tests, tests), runs.Run("second", *slower, slower[1])
     found = second.at_level_of(first, list(tests))
     assert found == pytest.approx(np.log(list(tests.values())), abs=1e-9)
-    assert days.error(found + np.log(1.01), np.log(list(tests.values()))) == pytest.approx(0.01)
+    assert runs.error(found + np.log(1.01), np.log(list(tests.values()))) == pytest.approx(0.01)
 
 
 def test_the_error_of_levels_is_what_they_are_off_by(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,14 @@
-"""How well the table of one day predicts what networks take on other days, and what single measurements are worth.
+"""How well the table of one run predicts what other runs measured, and what single measurements are worth.
 
-    python benchmarks/other_days.py OUT OUT...
+    python benchmarks/other_runs.py OUT OUT...
 
 Each OUT has tables that `benchmarks/prediction.py` kept (its `--out`) on one machine and with one setting. For every
-space that two or more have, one line a day: what that day's table predicts for its test networks, compared with what
-was measured the same day ("own day"), on each other day alone ("another day"; the mean of these errors) and with the
-mean over all other days, whose noise is smaller ("mean of others"). "Measured" compares the day's measurements with
-that mean: where they are further from it than predictions are, it is the measurement that is off. Days are brought to
-one level as `hwnas verify` does, by what the calibration networks took then and take now: a line over the logarithm of
-latencies. No test network has a part in it.
+space that two or more have, one line a run: what its table predicts for the test networks, compared with what it
+measured itself ("own"), with each other run alone ("another run"; the mean of these errors) and with the mean over all
+other runs, whose noise is smaller ("mean of others"). "Measured" compares the run's own measurements with that mean:
+where they are further from it than predictions are, it is the measurement that is off. Runs are brought to one level
+as `hwnas verify` does, by what the calibration networks took then and take now: a line over the logarithm of latencies.
+No test network has a part in it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Day:
+class Run:
     """What one table says, by names of networks: ms."""
 
     name: str
@@ -38,7 +38,7 @@ class Day:
     predicted: dict[str, float]
 
     @classmethod
-    def read(cls, path: Path, name: str) -> Day:
+    def read(cls, path: Path, name: str) -> Run:
         """From a table with networks to calibrate on and others."""
         with LatencyTable.open(path) as table:
             model = LatencyModel(table, calibrate_on=lambda net: not net.startswith(TEST))
@@ -57,10 +57,10 @@ class Day:
                 {name: ms for name, ms in predicted.items() if ms is not None},
             )
 
-    def at_level_of(self, other: Day, names: list[str]) -> Vector:
-        """What this day measured for test networks, at the level of another: logarithms."""
+    def at_level_of(self, other: Run, names: list[str]) -> Vector:
+        """What this run measured for test networks, at the level of another: logarithms."""
         common = sorted(self.calibration.keys() & other.calibration.keys())
-        here, there = (np.log([day.calibration[name] for name in common]) for day in (self, other))
+        here, there = (np.log([run.calibration[name] for name in common]) for run in (self, other))
         measured = np.log([self.tests[name] for name in names])
         return np.array([value - line_at(here, here - there, value)[0] for value in measured.tolist()])
 
@@ -75,19 +75,19 @@ def main() -> None:
     parser.add_argument("out", type=Path, nargs="+")
     args = parser.parse_args()
     files = sorted({path.name for out in args.out for path in out.glob("*.lut")})
-    print("table                     day        networks   own day  another day  mean of others  measured")
+    print("table                     run        networks         own  another run  mean of others  measured")
     for file in files:
-        days = [Day.read(out / file, out.name) for out in args.out if (out / file).exists()]
-        if len(days) < 2:
+        runs = [Run.read(out / file, out.name) for out in args.out if (out / file).exists()]
+        if len(runs) < 2:
             continue
-        names = sorted(set.intersection(*(set(day.predicted) for day in days)))
-        for day in days:
-            others = [other.at_level_of(day, names) for other in days if other is not day]
+        names = sorted(set.intersection(*(set(run.predicted) for run in runs)))
+        for run in runs:
+            others = [other.at_level_of(run, names) for other in runs if other is not run]
             mean = np.mean(others, axis=0)
-            predicted, measured = (np.log([of[name] for name in names]) for of in (day.predicted, day.tests))
+            predicted, measured = (np.log([of[name] for name in names]) for of in (run.predicted, run.tests))
             another = float(np.mean([error(predicted, other) for other in others]))
             print(
-                f"{file:25s} {day.name:10s} {len(names):8d} {error(predicted, measured):9.2%} {another:12.2%} "
+                f"{file:25s} {run.name:10s} {len(names):8d} {error(predicted, measured):9.2%} {another:12.2%} "
                 f"{error(predicted, mean):15.2%} {error(measured, mean):9.2%}",
                 flush=True,
             )
