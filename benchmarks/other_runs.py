@@ -14,6 +14,7 @@ No test network has a part in it.
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,12 +75,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, nargs="+")
     args = parser.parse_args()
-    files = sorted({path.name for out in args.out for path in out.glob("*.lut")})
+    found = Counter(path.name for out in args.out for path in out.glob("*.lut"))
+    files = sorted(name for name, count in found.items() if count > 1)
+    if not files:
+        parser.error("no two of these folders have a table of the same name: give what --out was of two runs or more")
     print("table                     run        networks         own  another run  mean of others  measured")
     for file in files:
         runs = [Run.read(out / file, out.name) for out in args.out if (out / file).exists()]
-        if len(runs) < 2:
-            continue
         names = sorted(set.intersection(*(set(run.predicted) for run in runs)))
         for run in runs:
             others = [other.at_level_of(run, names) for other in runs if other is not run]

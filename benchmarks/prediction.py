@@ -56,7 +56,7 @@ SPACES = ("proxyless", "spos-shufflenet", "fbnet")
 TEST = "test"
 SPLITS = 200
 QUICK_VISITS = 16
-"""Of each network with `--quick`: three spaces in eight minutes; more visits lower the noise."""
+"""Of each network with `--quick`: three spaces in ten minutes on a slow, busy server; more lower the noise."""
 
 NAIVE_RUNS = 15
 NAIVE_S = 0.02

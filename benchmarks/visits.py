@@ -16,14 +16,17 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from prediction import unseen_networks
 
+from hwnas.errors import UsageError
 from hwnas.latency.levels import Levels, NetworkVisit
 from hwnas.measure.onnx_models import network_to_onnx
 from hwnas.measure.runtimes.onnx_runtime import OnnxRuntime, OrtSession
-from hwnas.measure.runtimes.timed import WARM_S, undisturbed_ms, visit_ms
+from hwnas.measure.runtimes.timed import long_visit_ms, visit_ms
+from hwnas.progress import RichProgress
 from hwnas.spaces import find_space
 
 SPACES = ("proxyless", "fbnet")
@@ -41,10 +44,7 @@ Visit = Callable[[OrtSession], list[float]]
 
 def long_visit(session: OrtSession) -> list[float]:
     """Four runs, after as many as take 15 ms."""
-    end = time.perf_counter() + WARM_S
-    while time.perf_counter() < end:
-        session.run_once()
-    return undisturbed_ms(session.run_once, LONG_RUNS, warm=True)
+    return long_visit_ms(session.run_once, LONG_RUNS)
 
 
 def short_visit(session: OrtSession) -> list[float]:
@@ -65,13 +65,9 @@ def one_pass(sessions: list[OrtSession], visit: Visit, rng: np.random.Generator)
 def levels_of(passes: list[list[NetworkVisit]]) -> np.ndarray:
     """Logarithm of each network's latency."""
     visits = [visit for one in passes for visit in one]
-    numbered = [NetworkVisit(number, *_rest(visit)) for number, visit in enumerate(visits)]
+    numbered = [replace(visit, number=number) for number, visit in enumerate(visits)]
     found = Levels(numbered).networks("network")
     return np.log([found[str(index)].latency_ms for index in range(len(found))])
-
-
-def _rest(visit: NetworkVisit) -> tuple[tuple[str, str], int, tuple[int, ...], np.ndarray]:
-    return visit.entry, visit.session, visit.shape, visit.samples_ms
 
 
 def error_of(passes: list[list[NetworkVisit]]) -> float:
@@ -110,19 +106,28 @@ def main() -> None:
     args = parser.parse_args()
     if args.networks < 5 or args.passes < 2:
         parser.error("--networks is 5 or more, --passes 2 or more")
-    runtime, rng = OnnxRuntime(threads=1), np.random.default_rng(0)
-    networks = [net for name in args.space or SPACES for net in unseen_networks(find_space(name), args.networks)]
-    sessions = [runtime.load_network(network_to_onnx(network)) for network in networks]
+    try:
+        spaces = [find_space(name) for name in args.space or SPACES]
+    except UsageError as error:
+        parser.error(str(error))
+    runtime, rng, progress = OnnxRuntime(threads=1), np.random.default_rng(0), RichProgress()
+    networks = [network for space in spaces for network in unseen_networks(space, args.networks)]
+    sessions = []
+    with progress.start(len(networks), "networks loaded") as task:
+        for network in networks:
+            sessions.append(runtime.load_network(network_to_onnx(network)))
+            task.advance(1)
     show_warm_up(sessions, rng)
     kinds: dict[str, tuple[Visit, int]] = {"long": (long_visit, 1), "short": (short_visit, SHORT_PASSES)}
     passes: dict[str, list[list[NetworkVisit]]] = {kind: [] for kind in kinds}
     spent = dict.fromkeys(kinds, 0.0)
-    for _ in range(args.passes):
-        for kind, (visit, times) in kinds.items():
+    with progress.start(args.passes * sum(times for _, times in kinds.values()), "passes") as task:
+        for kind, (visit, times) in args.passes * list(kinds.items()):
             for _ in range(times):
                 visits, seconds = one_pass(sessions, visit, rng)
                 passes[kind].append(visits)
                 spent[kind] += seconds
+                task.advance(1)
     print("visits  passes   time   error  in the same time")
     for kind, made in passes.items():
         error, seconds = error_of(made), spent[kind]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from hwnas.measure.runtimes import INSTALL, RUNTIMES
 from hwnas.measure.runtimes.base import Runtime
 from hwnas.measure.runtimes.onnx_providers import PROVIDERS
 from hwnas.measure.runtimes.onnx_runtime import OnnxRuntime
-from hwnas.measure.runtimes.timed import LONG_S, WARM_RUNS, visit_ms
+from hwnas.measure.runtimes.timed import WARM_RUNS, long_visit_ms, visit_ms, warm_up
 from hwnas.network import Network
 from hwnas.ops import Op
 from hwnas.spaces import get_space
@@ -201,34 +200,40 @@ with RUNTIMES[{name!r}]({{"threads": int(sys.argv[1])}}) as runtime:
     assert more - one == threads - 1
 
 
-def test_a_network_is_warm_before_it_is_timed() -> None:
-    """What ran before has taken its weights out of the cache: the first runs say nothing of the others."""
-    left = [0.0045] * 3 + [0.002] * 20
-    slept: list[float] = []
+class Clock:
+    """Stands still but for what runs take."""
+
+    def __init__(self) -> None:
+        self.ns = 0
+
+    def perf_counter(self) -> float:
+        return self.ns / 1e9
+
+    def perf_counter_ns(self) -> int:
+        return self.ns
+
+
+@pytest.mark.parametrize(
+    ("taken_ms", "warm", "timed", "long_warm"),
+    [(0.1, 10, 5, 10), (2.5, 6, 3, 6), (4.0, 4, 2, 4), (5.0, 1, 2, 3), (6.0, 1, 1, 3), (200.0, 1, 1, 1)],
+)
+def test_a_network_is_warm_before_it_is_timed_and_a_long_one_is_run_less_often(
+    monkeypatch: pytest.MonkeyPatch, taken_ms: float, warm: int, timed: int, long_warm: int
+) -> None:
+    """What ran before has taken its weights out of the cache."""
+    clock, calls = Clock(), list[int]()
+    monkeypatch.setattr("hwnas.measure.runtimes.timed.time", clock)
 
     def run() -> None:
-        slept.append(left[len(slept)])
-        time.sleep(slept[-1])
+        clock.ns += round(taken_ms * 1e6)
+        calls.append(clock.ns)
 
-    found = visit_ms(run, 4)
-    assert len(slept) >= 3 + 1
-    assert max(found) < 4.5
-    calls: list[int] = []
-    visit_ms(lambda: calls.append(0), 4)
-    assert WARM_RUNS + 4 <= len(calls) <= WARM_RUNS + 2 * 4  # short ones are warm after so many runs
-
-
-def test_a_long_network_is_warm_after_one_run_and_timed_once() -> None:
-    calls: list[int] = []
-
-    def run() -> None:
-        calls.append(0)
-        time.sleep(LONG_S)
-
-    assert len(visit_ms(run, 5)) in (1, 2)  # of 6 ms there is room for two of 5, or one
-    assert len(calls) <= 1 + 2 * 2  # interrupted ones are tried again
+    warm_up(run)
+    assert len(calls) == warm
+    assert visit_ms(run, 5) == [pytest.approx(taken_ms)] * timed
     calls.clear()
-    assert len(visit_ms(lambda: (run(), run()), 5)) == 1
+    assert long_visit_ms(run, 5) == [pytest.approx(taken_ms)] * 5
+    assert long_warm + 5 <= len(calls) <= long_warm + 2 * 5  # interrupted ones are tried again
 
 
 def test_a_loaded_network_keeps_no_second_copy_of_its_weights() -> None:

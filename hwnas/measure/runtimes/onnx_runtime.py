@@ -23,7 +23,7 @@ from hwnas.measure.runtimes.onnx_providers import PROVIDERS, Provider, options_o
 from hwnas.measure.runtimes.operator_fan import fan
 from hwnas.measure.runtimes.operator_graph import anchored, core_of
 from hwnas.measure.runtimes.scratch import scratch_folder
-from hwnas.measure.runtimes.timed import DifferenceSession, undisturbed_ms, visit_ms
+from hwnas.measure.runtimes.timed import DifferenceSession, long_visit_ms, undisturbed_ms, visit_ms
 from hwnas.ops import Op
 
 MAX_REPEATS = 64
@@ -153,14 +153,14 @@ class OnnxRuntime(Runtime):
 class OrtSession(Session):
     """A session with its tensors bound where the device has its memory, so that a run allocates and copies nothing.
 
-    A run of a session waits for the device, a GPU too. A `whole` network is warm before it is timed (`visit_ms`).
+    A run of a session waits for the device, a GPU too. A `whole` network is warm before it is timed.
     """
 
     def __init__(
         self, session: ort.InferenceSession, repeats: int = 1, memory: str = "cpu", gpu: int = 0, *, whole: bool = False
     ) -> None:
         self.repeats = repeats
-        self._time_ms = visit_ms if whole else undisturbed_ms
+        self._time_ms = undisturbed_ms if not whole else visit_ms if memory == "cpu" else long_visit_ms
         self._session = session
         self._binding = session.io_binding()
         rng = np.random.default_rng(0)

@@ -21,14 +21,14 @@ the cache. On a server's core nets of 0.1 and 1.4 ms came within 2% of their lev
 within 1% after six, those of 4 ms after four."""
 
 LONG_S = 0.005
-"""A network that takes so long is warm after one run (`benchmarks/visits.py`): within half a percent of its
-level."""
+"""On a CPU a network that takes so long is warm after one run: within half a percent of its level
+(`benchmarks/visits.py`)."""
 
 VISIT_S = 0.006
-"""Whole networks are timed for so long in a visit, or as often as is asked for, at least once. What disturbs a run
-disturbs the next one too, for some 50 ms: another visit tells more than another run, and the sooner the next network's
-turn comes, the better its visits tell the regime (`hwnas.measure.regimes`). Against four runs of every network visits
-that are that short halve the error of a level in the same time (`benchmarks/visits.py`)."""
+"""On a CPU whole networks are timed for so long in a visit, or as often as is asked for, at least once. What disturbs a
+run disturbs the next one too, for some 50 ms: another visit tells more than another run, and the sooner the next
+network's turn comes, the better its visits tell the regime (`hwnas.measure.regimes`). Against four runs of every network
+visits that are that short halve the error of a level in the same time (`benchmarks/visits.py`)."""
 
 REST_RUNS = 10
 """Of what is subtracted, before anything is timed."""
@@ -37,24 +37,30 @@ SHORTEST_MS = 1e-6
 """What an operator takes at least that is lost in the noise of the difference."""
 
 
-def warm_up(run: Callable[[], object], seconds: float = WARM_S) -> float:
-    """Runs for so long, or `WARM_RUNS` times, or once what takes `LONG_S`; returns what the last run took, in s."""
-    end = time.perf_counter() + seconds
+def warm_up(run: Callable[[], object], *, long_s: float = LONG_S) -> float:
+    """Runs for `WARM_S`, or `WARM_RUNS` times, or until a run took `long_s`; returns what the last run took, in s."""
+    end = time.perf_counter() + WARM_S
     taken_s = 0.0
     for _ in range(WARM_RUNS):
         start = time.perf_counter()
         run()
         now = time.perf_counter()
-        taken_s = now - start
-        if now >= end or taken_s >= LONG_S:
+        taken_s = max(1e-9, now - start)
+        if now >= end or taken_s >= long_s:
             break
     return taken_s
 
 
 def visit_ms(run: Callable[[], object], runs: int) -> list[float]:
-    """Durations in ms of a whole network that is warm, of `runs` runs at most: as many as take `VISIT_S`."""
-    taken_s = warm_up(run)
-    return undisturbed_ms(run, max(1, min(runs, math.ceil(VISIT_S / max(taken_s, 1e-6)))), warm=True)
+    """Durations in ms of a whole network on a CPU, warm, of `runs` runs at most: as many as take `VISIT_S`."""
+    return undisturbed_ms(run, min(runs, math.ceil(VISIT_S / warm_up(run))), warm=True)
+
+
+def long_visit_ms(run: Callable[[], object], runs: int) -> list[float]:
+    """Durations in ms of `runs` runs of a whole network, after `WARM_S`: on devices of which nobody has seen that less
+    is enough."""
+    warm_up(run, long_s=math.inf)
+    return undisturbed_ms(run, runs, warm=True)
 
 
 def undisturbed_ms(run: Callable[[], object], runs: int, *, warm: bool = False) -> list[float]:
