@@ -27,8 +27,8 @@ LONG_S = 0.005
 VISIT_S = 0.006
 """On a CPU whole networks are timed for so long in a visit, or as often as is asked for, at least once. What disturbs a
 run disturbs the next one too, for some 50 ms: another visit tells more than another run, and the sooner the next
-network's turn comes, the better its visits tell the regime (`hwnas.measure.regimes`). Against four runs of every network
-visits that are that short halve the error of a level in the same time (`benchmarks/visits.py`)."""
+network's turn comes, the better its visits tell the regime (`hwnas.measure.regimes`). Against four runs of every
+network visits that are that short halve the error of a level in the same time (`benchmarks/visits.py`)."""
 
 REST_RUNS = 10
 """Of what is subtracted, before anything is timed."""
