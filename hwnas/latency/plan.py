@@ -16,7 +16,7 @@ from hwnas.latency.levels import LEAST_QUIET
 from hwnas.latency.lowering import Lower, blocked_tensors
 from hwnas.latency.table import LatencyTable
 from hwnas.latency.writer import TableWriter
-from hwnas.measure.onnx_models import network_to_onnx, op_to_onnx
+from hwnas.measure.onnx_models import network_outline, op_outline, weight_bytes
 from hwnas.measure.passes import Entry, is_open
 from hwnas.measure.process import Subject
 from hwnas.network import INPUT, Network, Node
@@ -114,7 +114,7 @@ def entries_of(
         subjects["operator", key] = Subject(
             f"operator {key}",
             "operator",
-            lambda op=op: op_to_onnx(op, batch_size=batch, blocked=blocked_tensors(op, block)),  # type: ignore[misc]
+            lambda op=op: op_outline(op, batch_size=batch, blocked=blocked_tensors(op, block)),  # type: ignore[misc]
             4 * op.traffic_bytes(4, batch),
         )
         content["operator", key] = {}
@@ -215,13 +215,13 @@ def whole_subject(role: str, name: str, network: Network, batch: int) -> Subject
     return Subject(
         f"{role} {name}",
         "kernels" if role == "cover" else "network",
-        lambda: network_to_onnx(network, batch_size=batch),
-        0 if role == "cover" else session_bytes(network, batch),
+        lambda: network_outline(network, batch_size=batch),
+        weight_bytes(network.ops) * 5 // 4 + (0 if role == "cover" else session_bytes(network, batch)),
     )
 
 
 def session_bytes(network: Network, batch: int) -> int:
-    """About what a loaded session of `network` holds beside its model: its tensors, of which few are alive at once."""
+    """About what a loaded session of `network` holds beside its weights: tensors, of which few are alive at once."""
     return 2 * max((op.traffic_bytes(4, batch) for op in network.ops), default=0)
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Changes when a far end of the same version would misunderstand what it is asked: between two checkouts."""
 
 

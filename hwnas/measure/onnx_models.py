@@ -2,7 +2,8 @@
 
 The graph is what deployment gives: every BatchNorm folded into a bias, float32, a fixed batch. Weights are scaled so
 that activations of deep nets stay near one: denormals or infinities would falsify the timing. Written with
-`onnx.helper`, which takes milliseconds; torch is not needed.
+`onnx.helper`, which takes milliseconds; torch is not needed. To be timed an outline of it is enough
+(`hwnas.measure.outlines`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from hwnas.errors import HwnasError
+from hwnas.measure.outlines import MAX_BYTES, POOL_SIZE, described, filled
 from hwnas.network import INPUT, Network, Ref
 from hwnas.ops import Op, Shape
 
@@ -30,11 +32,8 @@ BIAS_STD = 0.1
 BLOCKED = "hwnas.blocked"
 """Key of a model's metadata: which of its tensors are in blocks of channels, by name."""
 
-POOL_SIZE = 65_537
-"""Random numbers that weights are cut from; a prime, so that no two filters of a layer are alike."""
-
-MAX_BYTES, GRAPH_BYTES = 2**31, 2**24
-"""Of an ONNX file, and what of it is left for all that are no constants."""
+GRAPH_BYTES = 2**24
+"""What of an ONNX file is left for all that are no weights."""
 
 TOO_LARGE = "the network is larger than an ONNX file can be (2 GiB): choose a smaller one"
 
@@ -45,6 +44,20 @@ def network_to_onnx(network: Network, *, batch_size: int = 1, seed: int = 0) -> 
     Raises:
         HwnasError: the network has operators that are not known, or is too large for one file (2 GiB).
     """
+    return filled(network_outline(network, batch_size=batch_size, seed=seed))
+
+
+def op_to_onnx(op: Op, *, batch_size: int = 1, seed: int = 0, blocked: Sequence[str] = ()) -> bytes:
+    """One operator as a serialised ONNX model with inputs "input0", "input1", … and outputs "output0", …
+
+    `blocked` names those tensors that a network has in blocks of channels (`hwnas.latency.lowering`); the model says so
+    to the runtime that times it.
+    """
+    return filled(op_outline(op, batch_size=batch_size, seed=seed, blocked=blocked))
+
+
+def network_outline(network: Network, *, batch_size: int = 1, seed: int = 0) -> bytes:
+    """`network_to_onnx` as an outline; errors are the same."""
     if network.unknown:
         raise HwnasError(f"cannot write a network with unknown operators: {', '.join(network.unknown[:5])}")
     _check_size(network.ops)
@@ -64,12 +77,8 @@ def node_prefix(index: int) -> str:
     return f"n{index}."
 
 
-def op_to_onnx(op: Op, *, batch_size: int = 1, seed: int = 0, blocked: Sequence[str] = ()) -> bytes:
-    """One operator as a serialised ONNX model with inputs "input0", "input1", … and outputs "output0", …
-
-    `blocked` names those tensors that a network has in blocks of channels (`hwnas.latency.lowering`); the model says so
-    to the runtime that times it.
-    """
+def op_outline(op: Op, *, batch_size: int = 1, seed: int = 0, blocked: Sequence[str] = ()) -> bytes:
+    """`op_to_onnx` as an outline."""
     _check_size([op])
     writer = _Writer(batch_size, seed)
     if blocked:
@@ -79,10 +88,14 @@ def op_to_onnx(op: Op, *, batch_size: int = 1, seed: int = 0, blocked: Sequence[
     return writer.model([(f"output{index}", name, shape) for index, (name, shape) in enumerate(results)])
 
 
+def weight_bytes(ops: Sequence[Op]) -> int:
+    """Of a model's weights, which its outline only describes."""
+    return 4 * sum(op.deployed_params * (2 if op.kind == "affine" else 1) for op in ops)
+
+
 def _check_size(ops: Sequence[Op]) -> None:
     """Refuses what no file holds before memory is taken for its weights."""
-    weights = sum(op.deployed_params * (2 if op.kind == "affine" else 1) for op in ops)
-    if 4 * weights >= MAX_BYTES:
+    if weight_bytes(ops) >= MAX_BYTES - GRAPH_BYTES:
         raise HwnasError(TOO_LARGE)
 
 
@@ -91,9 +104,8 @@ class _Writer:
 
     def __init__(self, batch_size: int, seed: int) -> None:
         self.batch_size = batch_size
+        self.seed = seed
         self.rng = np.random.default_rng(seed)
-        self.pool = np.tile(self.rng.standard_normal(POOL_SIZE, dtype=np.float32), 2)  # any turn of it is a slice
-        self.bytes = 0  # of constants
         self.inputs: list[onnx.ValueInfoProto] = []
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
@@ -116,18 +128,16 @@ class _Writer:
         array = np.asarray(values)
         array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32, copy=False)
         name = name or f"constant_{len(self.initializers)}"
-        self.bytes += array.nbytes
         data_type = TensorProto.INT64 if array.dtype == np.int64 else TensorProto.FLOAT
         self.initializers[name] = helper.make_tensor(name, data_type, array.shape, array.tobytes(), raw=True)
         return name
 
     def normal(self, shape: Sequence[int], std: float) -> str:
         """Adds a random initialiser, cut from a pool: drawing every weight anew would take most of the time."""
-        count = math.prod(shape)
+        name = f"constant_{len(self.initializers)}"
         start = int(self.rng.integers(POOL_SIZE))
-        turned = self.pool[start : start + POOL_SIZE]
-        values = turned[:count] if count <= POOL_SIZE else np.resize(turned, count)
-        return self.constant(values.reshape(shape) * np.float32(std))
+        self.initializers[name] = described(name, shape, seed=self.seed, start=start, std=std)
+        return name
 
     def weights(self, op: Op) -> list[str]:
         """The weight of a convolution or linear layer, He-scaled, and its bias if it has one."""
@@ -168,8 +178,6 @@ class _Writer:
         opset = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="hwnas")
         helper.set_model_props(model, self.metadata)
-        if self.bytes >= MAX_BYTES - GRAPH_BYTES:  # `ByteSize` takes as long as writing it
-            raise HwnasError(TOO_LARGE)
         serialized: bytes = model.SerializeToString()
         return serialized
 

@@ -7,7 +7,8 @@ Run as ``python -m hwnas.measure.worker``. It imports no torch. Requests carry `
 do         with                                            answers
 =========  ==============================================  =====================================
 open       runtime, options, lock (a device, or none)      describe: what a table is bound to
-load       name, role, min_run_ms; payload: the model      repeats, memory_bytes
+load       name, role, min_run_ms; payload: the model,     repeats, memory_bytes
+           or its outline (`hwnas.measure.outlines`)
 time       name, runs                                      samples_ms; state: of the device
 kernels    name, runs                                      kernels: node, kind, shapes and samples_ms of each;
                                                            state
@@ -40,6 +41,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from hwnas.measure.outlines import filled
 from hwnas.measure.runtimes import INSTALL, RUNTIMES
 from hwnas.measure.runtimes.base import KernelClock, Runtime, Session
 from hwnas.measure.runtimes.scratch import FULL
@@ -102,6 +104,8 @@ class Worker:
         if self.runtime is None:
             raise RuntimeError("load before open")
         model = request["payload"]
+        if request["role"] != "network" or not self.runtime.takes_outlines:
+            model = filled(model)
         self.do_unload(request)  # of that name, from a load that failed half way
         if request["role"] == "kernels":
             clock = self.clocks[request["name"]] = self.runtime.load_kernels(model)

@@ -86,7 +86,13 @@ class KernelClock(ABC):
 
 
 class Runtime(ABC):
-    """Builds models for a device and runs them. A context manager: leaving it releases the device."""
+    """Builds models for a device and runs them. A context manager: leaving it releases the device.
+
+    Attributes:
+        takes_outlines: `load_network` makes the weights of an outline itself (`hwnas.measure.outlines`).
+    """
+
+    takes_outlines = False
 
     @abstractmethod
     def describe(self) -> dict[str, str | int]:

@@ -17,6 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from hwnas.measure.onnx_models import op_to_onnx
+from hwnas.measure.outlines import is_outline, weights_of
 from hwnas.measure.runtimes.base import KernelClock, Runtime, Session
 from hwnas.measure.runtimes.onnx_kernels import OrtKernelClock
 from hwnas.measure.runtimes.onnx_providers import PROVIDERS, Provider, options_of
@@ -46,6 +47,7 @@ class OnnxRuntime(Runtime):
         self.threads = threads
         self._provider = provider
         self._gpu = gpu
+        self.takes_outlines = provider.memory == "cpu"
         ort.set_default_logger_severity(4)
         ort.disable_telemetry_events()
         self._device = provider.find(gpu)
@@ -78,7 +80,11 @@ class OnnxRuntime(Runtime):
         return 0
 
     def load_network(self, model: bytes) -> OrtSession:
-        session = self._session(model, self._options(optimise=True))
+        """A whole network; an outline's weights never become a file's bytes."""
+        options = self._options(optimise=True)
+        weights = _weights(model)
+        options.add_external_initializers(list(weights), list(weights.values()))
+        session = self._session(model, options)  # copies what it keeps of the weights; until then they have to live
         return OrtSession(session, memory=self._provider.memory, gpu=self._gpu, whole=True)
 
     def load_kernels(self, model: bytes) -> KernelClock:
@@ -148,6 +154,14 @@ class OnnxRuntime(Runtime):
         session = self._session(model.SerializeToString(), self._options(optimise=False))
         feeds = {node.name: np.zeros(node.shape, np.float32) for node in session.get_inputs()}
         return [value.shape for value in session.run(None, feeds)]
+
+
+def _weights(model: bytes) -> dict[str, ort.OrtValue]:
+    """What an outline describes, by the name of the initialiser."""
+    if not is_outline(model):
+        return {}
+    made = weights_of(onnx.load_from_string(model))
+    return {tensor.name: ort.OrtValue.ortvalue_from_numpy(values) for tensor, values in made}
 
 
 class OrtSession(Session):
