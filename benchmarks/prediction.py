@@ -271,13 +271,13 @@ def split_coverage(plain: LatencyModel, networks: list[MeasuredNetwork]) -> Vect
     counts = [Counter(op.key for op in plain.lower(net)) for net in found]
     parts = [plain.calibrations.parts_ms(count.elements()) for count in counts]
     doubts = [plain.calibrations.model_error(count.elements()) for count in counts]
-    noise = float(np.median([net.measured.relative_error for net in networks])) / NORMAL_90
+    noise = [net.measured.relative_error / NORMAL_90 for net in networks]
     rng, shares = np.random.default_rng(0), []
     for _ in range(SPLITS):
         order = rng.permutation(len(times))
         fitted, rest = order[:CALIBRATION_NETWORKS], order[CALIBRATION_NETWORKS:]
-        known = ([of[i] for i in fitted] for of in (parts, counts, doubts))
-        calibration = calibrate(sums[fitted], times[fitted], noise, *known)
+        known = ([of[i] for i in fitted] for of in (noise, parts, counts, doubts))
+        calibration = calibrate(sums[fitted], times[fitted], *known)
         corrected = [{key: calibration.factors.get(key, 1.0) * taken for key, taken in parts[i].items()} for i in rest]
         summed = [calibration.corrected_ms(sums[i], parts[i]) for i in rest]
         centre = np.array([calibration.latency_ms(total) for total in summed])

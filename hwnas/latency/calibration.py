@@ -20,6 +20,7 @@ import numpy as np
 
 from hwnas.costs import Curve
 from hwnas.latency.kriging import FEW, OPERATOR_ERROR, RUN_ERROR_MS, Fit, Kriging, Matrix, Vector, fit
+from hwnas.latency.noise import Noise, fit_noise
 from hwnas.measure.statistics import CONFIDENCE
 
 UNCALIBRATED_ERROR = 0.25
@@ -37,9 +38,10 @@ run on another day. A hundred found nets were off by so much (`benchmarks/budget
 FEW_FOR_SHAPE = 12
 """Fewer networks cannot tell whether small ones are predicted worse than large ones."""
 
-BELIEF = 20
+BELIEF = 60
 """Networks' worth of belief that predictions are off by as much as noise and `model_error` say: thirty networks alone
-say how much it is only to within a quarter."""
+say how much it is only to within a quarter. With less, the coverage of intervals differs more from one choice of
+calibration networks to the next; with more, from table to table (`benchmarks/splits.py`)."""
 
 MODEL_ERROR = 0.007
 """Relative standard error of a prediction beside a measurement's own, where nothing is known of the operators."""
@@ -48,9 +50,8 @@ LEAST_MODEL_ERROR = 0.002
 """The same where all operators take the same in all networks: some of it is in no operator."""
 
 SPREAD_PART = 0.72
-"""Share of the operators' spread that is left in a calibrated prediction. This, `BELIEF` and `LEAST_MODEL_ERROR` were
-chosen on nine tables with 60 or 200 networks each, of three spaces, batch 1, 8 and 32, one thread and two: the mean
-coverage of 90% intervals was 88 to 93% in each of them."""
+"""Share of the operators' spread that is left in a calibrated prediction. This and `LEAST_MODEL_ERROR` were chosen on
+nine tables with 60 or 200 networks each, of three spaces, batch 1, 8 and 32, one thread and two."""
 
 ROUNDS, DAMPED, SETTLED = 20, 3, 0.01
 """Of fits at most, those that take the whole step, and how far what is left of an operator may still move."""
@@ -85,7 +86,7 @@ class Calibration:
         relative_error: of a network like those that it was fitted on: root mean square of the leave-one-out relative
             errors, drawn towards what was to be expected of each.
         networks: how many it was fitted on; 0 means uncalibrated.
-        noise: relative standard error of a measured network, where it is known.
+        noise: how uncertain measured networks are, where it is known.
         relative_part, absolute_ms: standard deviation of a prediction as a share of it, and what comes on top, for the
             upper end of a search: small networks can be predicted relatively worse.
         measured_ms, left_out_ms: of each network, and what was predicted for it by a fit without it.
@@ -103,7 +104,7 @@ class Calibration:
     offset_ms: float
     relative_error: float
     networks: int
-    noise: float | None = None
+    noise: Noise | None = None
     relative_part: float = 0.0
     absolute_ms: float = 0.0
     measured_ms: tuple[float, ...] = ()
@@ -180,7 +181,8 @@ class Calibration:
         raw_sum_ms = sum_ms + sum(raw[key] - taken for key, taken in parts_ms.items())
         size = float(np.log(max(sum_ms, TINY_MS)))
         kriged = self.kriging.variance(raw_sum_ms, latency_ms, raw, runs, size)
-        variance = model_error**2 + (self.noise or 0.0) ** 2 + kriged
+        noise = self.noise.of(latency_ms) if self.noise is not None else 0.0
+        variance = model_error**2 + noise**2 + kriged
         return self._student((1 + CONFIDENCE) / 2) * self.scale * latency_ms * float(np.sqrt(variance))
 
     @property
@@ -216,7 +218,7 @@ def model_error(sum_ms: float, operators: Iterable[tuple[int, float, float | Non
 def calibrate(
     sums_ms: Sequence[float],
     measured_ms: Sequence[float],
-    noise: float | None = None,
+    noise: Sequence[float] | None = None,
     operators_ms: Sequence[Mapping[str, float]] = (),
     counts: Sequence[Mapping[str, int]] = (),
     model_errors: Sequence[float] = (),
@@ -226,8 +228,8 @@ def calibrate(
     Args:
         sums_ms: of each network's operators.
         measured_ms: of each network.
-        noise: relative standard error of a measured network; what is learned from few networks about the size of
-            errors is drawn towards it and `model_errors` together.
+        noise: relative standard error of each measured network; what is learned from few networks about the size of
+            errors is drawn towards these and `model_errors` together.
         operators_ms: of each network its part of the sum by operator, all occurrences together. Without them operators
             are not corrected.
         counts: how often each of these runs in each network. Without them what every run of an operator takes more,
@@ -242,18 +244,20 @@ def calibrate(
     if keys:
         parts[:] = [[taken.get(key, 0.0) for key in keys] for taken in operators_ms]
     runs = np.array([[ran.get(key, 0) for key in keys] for ran in counts], float) if keys and counts else parts[:, :0]
-    own = np.hypot(np.asarray(model_errors or [MODEL_ERROR] * len(x), float), noise or 0.0)
+    law = fit_noise(measured_ms, noise) if noise is not None else None
+    noises = [law.of(latency) for latency in y.tolist()] if law is not None else np.zeros(len(y))
+    own = np.hypot(np.asarray(model_errors or [MODEL_ERROR] * len(x), float), noises)
     found, factors, usual, per_run_ms = _fit_operators(x, y, keys, parts, runs, own)
     slope, offset, errors, expected = found.slope, found.offset_ms, found.errors, found.expected
     corrected = x + parts @ (np.array([factors[key] for key in keys]) - 1)
     left_out = y * (1 - errors)
-    scale = scale_of(float(((errors / expected) ** 2).sum()), len(x), noise)
+    scale = scale_of(float(((errors / expected) ** 2).sum()), len(x), law)
     error = scale * float(np.sqrt((expected**2).mean()))
     if len(x) < FEW:
         error = max(error, UNCALIBRATED_ERROR / 2)  # so few networks cannot show how far the next one is off
     shape = _parts(y, left_out, error)
     return Calibration(
-        slope, offset, error, len(x), noise, *shape, tuple(y), tuple(left_out), tuple(expected.tolist()),
+        slope, offset, error, len(x), law, *shape, tuple(y), tuple(left_out), tuple(expected.tolist()),
         (float(corrected.min()), float(corrected.max())), factors, usual, per_run_ms, scale,
         *((_curve(found, corrected), found.kriging) if len(x) >= FEW else ()),
     )  # fmt: skip
@@ -335,7 +339,7 @@ def _parts(measured: Vector, left_out: Vector, error: float) -> tuple[float, flo
     return float(found[0] * error / level), float(found[1] * error / level)
 
 
-def scale_of(squares: float, count: int, noise: float | None) -> float:
+def scale_of(squares: float, count: int, noise: Noise | None) -> float:
     """By how much errors are larger than was to be expected, from the squares of `count` ratios; believed to be 1
     where the noise is known."""
     belief = 0 if noise is None else BELIEF

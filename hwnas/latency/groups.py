@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 from hwnas.latency.calibration import Calibration, calibrate, model_error
 from hwnas.latency.quality import Quality, quality
@@ -146,7 +145,7 @@ class Calibrations:
         calibration = calibrate(
             [self.ms(network.keys) for network in found],
             [network.measured_ms for network in found],
-            median(network.noise for network in found) if found else None,
+            [network.noise for network in found],
             [self.parts_ms(keys) for keys in open_],
             [Counter(keys) for keys in open_],
             [self.model_error(network.keys) for network in found],
