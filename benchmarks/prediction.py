@@ -6,12 +6,12 @@
 For each setting: measures what `hwnas profile` does and test networks of another seed, in the same passes, and prints
 one line of figures of the test networks: predictions are calibrated on the 30 calibration networks alone. Beside them
 stands what a naive table says: operators timed alone one after the other, the median, no calibration. Coverage is over
-200 random splits of all networks into 30 to calibrate on and the rest. "profiled" is the time that went into what a
-profile measures, "noise" the standard error of a test network's own measurement: no error can be seen to be smaller;
-"spread" is how much a kernel differs from one network to the next, "by size" the share of that (of its variance) that
-goes with how long the network takes: what a kernel finds in the cache. Of spaces of atoms and of gated channels the
-test networks have operators that no network of the table has: coverage is that of the predictions themselves then, not
-of splits.
+200 random splits of all networks into 30 to calibrate on and the rest, "least" that of the worst of them. "profiled" is
+the time that went into what a profile measures, "noise" the standard error of a test network's own measurement: no
+error can be seen to be smaller; "spread" is how much a kernel differs from one network to the next, "by size" the share
+of that (of its variance) that goes with how long the network takes: what a kernel finds in the cache. Of spaces of
+atoms and of gated channels the test networks have operators that no network of the table has: coverage is that of the
+predictions themselves then, not of splits.
 
 `--quick` is one thread, batch 1, three spaces, and fewer visits of each network, `--visits` for slow ones. Tables with
 the raw samples, and plots of predicted against measured (the extra `plot`), are kept under `--out`; `--go-on` adds to
@@ -37,7 +37,7 @@ from hwnas.devices import DeviceProfile, find_profile
 from hwnas.errors import UsageError
 from hwnas.latency import atoms
 from hwnas.latency.build import build_table
-from hwnas.latency.calibration import calibrate
+from hwnas.latency.calibration import Calibration, calibrate
 from hwnas.latency.levels import SHORTEST_MS
 from hwnas.latency.model import LatencyModel, Prediction
 from hwnas.latency.plan import CALIBRATION_NETWORKS, calibration_archs
@@ -63,6 +63,10 @@ NAIVE_S = 0.02
 
 BOUNDS = {1: 0.01, 2: 0.02}
 """Mean error on one thread, and on more."""
+
+LEAST, RARE = 0.78, 0.02
+"""Coverage of a split, for a mean of 90%, and the share of splits that may have less: of intervals with nothing wrong
+the least of 200 has less in two of five tables, but 1.5% of the splits at most (`benchmarks/splits.py`)."""
 
 NO_PLOT = "matplotlib is not installed: pip install 'hwnas[plot]'"
 
@@ -104,7 +108,7 @@ class Line:
             "one beyond 10%": errors.max() <= 0.10,
             "tau below 0.95": self.tau >= 0.95 or spread < 2,
             "mean coverage outside 88 to 93%": 0.88 <= self.coverage.mean() <= 0.93,
-            "a split's coverage below 78%": self.coverage.min() >= 0.78,
+            f"more than {RARE:.0%} of splits below {LEAST:.0%}": (self.coverage < LEAST).mean() <= RARE,
         }
         return [name for name, held in checks.items() if not held]
 
@@ -196,7 +200,7 @@ def measure(profile: DeviceProfile, space: Space | WidthSpace, count: int, out: 
         if isinstance(space, WidthSpace):
             coverage = np.array([own_coverage(predicted, list(measured.values()))])
         else:
-            coverage = split_coverage(LatencyModel(table, calibrate_on=lambda _: False), networks)
+            coverage = split_coverage(Networks.of(LatencyModel(table, calibrate_on=lambda _: False), networks))
         profile_s = table.seconds(lambda name: not name.startswith(TEST))
         spread = mean_spread(model, known)
         by_size = size_share(table.by_network())
@@ -263,29 +267,64 @@ def size_share(by_network: Mapping[str, Mapping[str, Sequence[float]]]) -> float
     return 1 - left / total if total else None
 
 
-def split_coverage(plain: LatencyModel, networks: list[MeasuredNetwork]) -> Vector:
-    """For random splits the share of the rest whose measurement is in its interval. `plain` is not calibrated."""
-    found = [net.network for net in networks if net.network]
-    sums = np.array([plain.sum_ms(net) for net in found])
-    times = np.array([net.measured.latency_ms for net in networks])
-    counts = [Counter(op.key for op in plain.lower(net)) for net in found]
-    parts = [plain.calibrations.parts_ms(count.elements()) for count in counts]
-    doubts = [plain.calibrations.model_error(count.elements()) for count in counts]
-    noise = [net.measured.relative_error / NORMAL_90 for net in networks]
+@dataclass(frozen=True)
+class Networks:
+    """What is known of measured networks, each at its place.
+
+    Attributes:
+        times: measured, in ms.
+        noise: their relative standard errors.
+        sums: of their operators, in ms, not calibrated.
+        counts: how often each operator runs, by key.
+        parts: of the sum, by key.
+        doubts: what `model_error` says.
+    """
+
+    times: Vector
+    noise: Vector
+    sums: Vector
+    counts: list[Counter[str]]
+    parts: list[dict[str, float]]
+    doubts: Vector
+
+    @classmethod
+    def of(cls, plain: LatencyModel, measured: list[MeasuredNetwork]) -> Networks:
+        """Of one table; `plain` is not calibrated."""
+        found = [(net.measured, net.network) for net in measured if net.network]
+        counts = [Counter(op.key for op in plain.lower(net)) for _, net in found]
+        return cls(
+            np.array([taken.latency_ms for taken, _ in found]),
+            np.array([taken.relative_error for taken, _ in found]) / NORMAL_90,
+            np.array([plain.sum_ms(net) for _, net in found]),
+            counts,
+            [plain.calibrations.parts_ms(count.elements()) for count in counts],
+            np.array([plain.calibrations.model_error(count.elements()) for count in counts]),
+        )
+
+    def calibrated(self, places: Sequence[int]) -> Calibration:
+        """On the networks at `places`."""
+        listed = ([of[place] for place in places] for of in (self.noise, self.parts, self.counts, self.doubts))
+        return calibrate(self.sums[places], self.times[places], *listed)
+
+    def predicted(self, calibration: Calibration, place: int) -> tuple[float, float]:
+        """Latency of the network at `place` in ms, and half of its 90% interval."""
+        factors = calibration.factors
+        parts = {key: factors.get(key, 1.0) * taken for key, taken in self.parts[place].items()}
+        summed = calibration.corrected_ms(self.sums[place], self.parts[place])
+        latency = calibration.latency_ms(summed)
+        runs = calibration.open_runs(self.counts[place], factors)
+        return latency, calibration.half_width_ms(latency, self.doubts[place], summed, parts, runs)
+
+
+def split_coverage(networks: Networks) -> Vector:
+    """For random splits the share of the rest whose measurement is in its interval."""
     rng, shares = np.random.default_rng(0), []
     for _ in range(SPLITS):
-        order = rng.permutation(len(times))
-        fitted, rest = order[:CALIBRATION_NETWORKS], order[CALIBRATION_NETWORKS:]
-        known = ([of[i] for i in fitted] for of in (noise, parts, counts, doubts))
-        calibration = calibrate(sums[fitted], times[fitted], *known)
-        corrected = [{key: calibration.factors.get(key, 1.0) * taken for key, taken in parts[i].items()} for i in rest]
-        summed = [calibration.corrected_ms(sums[i], parts[i]) for i in rest]
-        centre = np.array([calibration.latency_ms(total) for total in summed])
-        widths = []
-        for i, latency, total, each in zip(rest, centre, summed, corrected, strict=True):
-            runs = calibration.open_runs(counts[i], calibration.factors)
-            widths.append(calibration.half_width_ms(latency, doubts[i], total, each, runs))
-        shares.append((np.abs(times[rest] - centre) <= widths).mean())
+        order = rng.permutation(len(networks.times))
+        calibration = networks.calibrated(order[:CALIBRATION_NETWORKS])
+        rest = order[CALIBRATION_NETWORKS:]
+        found = np.array([networks.predicted(calibration, place) for place in rest])
+        shares.append((np.abs(networks.times[rest] - found[:, 0]) <= found[:, 1]).mean())
     return np.array(shares)
 
 

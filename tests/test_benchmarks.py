@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -419,3 +420,20 @@ def test_the_error_of_levels_is_what_they_are_off_by(monkeypatch: pytest.MonkeyP
     off = float((visits.levels_of(passes) - truth).std())
     assert 0.003 < off < 0.01
     assert visits.error_of(passes) == pytest.approx(off, rel=0.35)
+
+
+def test_latencies_as_the_model_has_them_are_in_its_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And those of networks that are off by three times as much are not."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    splits, prediction = script("splits"), sys.modules["prediction"]
+    monkeypatch.setattr(prediction, "SPLITS", 20)
+    rng = np.random.default_rng(0)
+    counts = [Counter(rng.choice([f"op {i}" for i in range(15)], size=n).tolist()) for n in rng.integers(20, 90, 120)]
+    parts = [{key: n * (0.02 + 0.004 * int(key[3:])) for key, n in count.items()} for count in counts]
+    sums = np.array([sum(taken.values()) for taken in parts])
+    known = prediction.Networks(1.1 * sums, np.full(120, 0.006), sums, counts, parts, np.full(120, 0.004))
+    found = splits.drawn(known, np.random.default_rng(1))
+    assert 0.86 <= splits.split_coverage(found).mean() <= 0.94
+    assert np.array_equal(found.times, splits.drawn(known, np.random.default_rng(1)).times)
+    off = replace(found, times=found.times * (1 + 3 * 0.0072 * rng.standard_normal(120)))
+    assert splits.split_coverage(off).mean() < 0.8

@@ -1,0 +1,69 @@
+"""How often intervals hold from one choice of calibration networks to the next, and what of that is chance.
+
+    python benchmarks/splits.py TABLE... [--draws 5]
+
+TABLE is one that `benchmarks/prediction.py` kept. Its networks are split at random, 200 times, into 30 to calibrate on
+and the rest, and the share of the rest is counted whose measurement is in its 90% interval. The first line of a table
+is of what was measured: the mean over splits, the least of them, and the share of splits below 78%. The others are of
+latencies that are drawn as the model has them: the law, operators and sizes off by as much as it believes, networks by
+their noise and `model_error`. Nothing is wrong with its intervals there, so that a bound which these miss is one that
+chance alone misses.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from prediction import LEAST, Networks, Vector, split_coverage
+
+from hwnas.errors import HwnasError
+from hwnas.latency.kriging import OPERATOR_ERROR, RUN_ERROR_MS, SIZE_ERROR, SIZE_LENGTH
+from hwnas.latency.model import LatencyModel
+from hwnas.latency.table import LatencyTable
+
+
+def drawn(networks: Networks, rng: np.random.Generator) -> Networks:
+    """The same networks, with latencies as the model that is calibrated on all of them has them."""
+    law = networks.calibrated(np.arange(len(networks.times)))
+    assert law.noise is not None
+    straight = law.slope * networks.sums + law.offset_ms
+    keys = sorted({key for parts in networks.parts for key in parts})
+    errors = dict(zip(keys, OPERATOR_ERROR * rng.standard_normal(len(keys)), strict=True))
+    run_ms = RUN_ERROR_MS * rng.standard_normal()
+    operators = [sum(errors[key] * taken for key, taken in parts.items()) for parts in networks.parts]
+    runs = np.array([count.total() for count in networks.counts])
+    sizes = np.log(networks.sums)
+    alike = SIZE_ERROR**2 * np.exp(-0.5 * ((sizes[:, None] - sizes) / SIZE_LENGTH) ** 2)
+    bent = rng.multivariate_normal(np.zeros(len(sizes)), alike, method="eigh")
+    own = np.hypot([law.noise.of(latency) for latency in straight.tolist()], networks.doubts)
+    shared = law.slope * (np.array(operators) + run_ms * runs) / straight
+    return replace(networks, times=straight * (1 + shared + bent + own * rng.standard_normal(len(own))))
+
+
+def line(name: str, coverage: Vector) -> str:
+    return f"{name:40s} {coverage.mean():8.1%} {coverage.min():7.1%} {(coverage < LEAST).mean():10.1%}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", type=Path, nargs="+")
+    parser.add_argument("--draws", type=int, default=5)
+    args = parser.parse_args()
+    print(f"{'table':40s} coverage   least below {LEAST:.0%}", flush=True)
+    for path in args.table:
+        try:
+            with LatencyTable.open(path) as table:
+                plain = LatencyModel(table, calibrate_on=lambda _: False)
+                networks = Networks.of(plain, table.networks())
+        except HwnasError as error:
+            parser.error(str(error))
+        print(line("/".join(path.parts[-2:]), split_coverage(networks)), flush=True)
+        for number in range(args.draws):
+            print(line("  drawn", split_coverage(drawn(networks, np.random.default_rng(number)))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
