@@ -2,12 +2,13 @@
 
     python benchmarks/splits.py TABLE... [--draws 5]
 
-TABLE is one that `benchmarks/prediction.py` kept. Its networks are split at random, 200 times, into 30 to calibrate on
-and the rest, and the share of the rest is counted whose measurement is in its 90% interval. The first line of a table
-is of what was measured: the mean over splits, the least of them, and the share of splits below 78%. The others are of
-latencies that are drawn as the model has them: the law, operators and sizes off by as much as it believes, networks by
-their noise and `model_error`. Nothing is wrong with its intervals there, so that a bound which these miss is one that
-chance alone misses.
+TABLE is one that `benchmarks/prediction.py` kept, of a space of operators (of atoms and gated channels test networks
+have operators that the table lacks). Its networks are split at random, 200 times, into 30 to calibrate on and the
+rest, and the share of the rest is counted whose measurement is in its 90% interval. The first line of a table is of
+what was measured: the mean over splits, the least of them, and the share of splits below 78%. The others are of
+latencies that are drawn as the model has them: the law, operators and sizes off by as much as it believes, networks
+by their noise and `model_error`. Nothing is wrong with its intervals there, so that a bound which these miss is one
+that chance alone misses.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from prediction import LEAST, Networks, Vector, split_coverage
+from prediction import CALIBRATION_NETWORKS, LEAST, Networks, Vector, split_coverage
 
 from hwnas.errors import HwnasError
 from hwnas.latency.kriging import OPERATOR_ERROR, RUN_ERROR_MS, SIZE_ERROR, SIZE_LENGTH
@@ -29,17 +30,19 @@ def drawn(networks: Networks, rng: np.random.Generator) -> Networks:
     """The same networks, with latencies as the model that is calibrated on all of them has them."""
     law = networks.calibrated(np.arange(len(networks.times)))
     assert law.noise is not None
+    assert law.kriging is not None
     straight = law.slope * networks.sums + law.offset_ms
     keys = sorted({key for parts in networks.parts for key in parts})
-    errors = dict(zip(keys, OPERATOR_ERROR * rng.standard_normal(len(keys)), strict=True))
+    weights = {key: float(law.kriging.weights[column]) for key, column in law.kriging.columns.items()}
+    errors = {key: weights.get(key, 0.0) * OPERATOR_ERROR * float(rng.standard_normal()) for key in keys}
     run_ms = RUN_ERROR_MS * rng.standard_normal()
     operators = [sum(errors[key] * taken for key, taken in parts.items()) for parts in networks.parts]
-    runs = np.array([count.total() for count in networks.counts])
+    runs = np.array([sum(n for key, n in count.items() if key in weights) for count in networks.counts])
     sizes = np.log(networks.sums)
     alike = SIZE_ERROR**2 * np.exp(-0.5 * ((sizes[:, None] - sizes) / SIZE_LENGTH) ** 2)
     bent = rng.multivariate_normal(np.zeros(len(sizes)), alike, method="eigh")
     own = np.hypot([law.noise.of(latency) for latency in straight.tolist()], networks.doubts)
-    shared = law.slope * (np.array(operators) + run_ms * runs) / straight
+    shared = (np.array(operators) + run_ms * runs) / straight
     return replace(networks, times=straight * (1 + shared + bent + own * rng.standard_normal(len(own))))
 
 
@@ -57,7 +60,13 @@ def main() -> None:
         try:
             with LatencyTable.open(path) as table:
                 plain = LatencyModel(table, calibrate_on=lambda _: False)
-                networks = Networks.of(plain, table.networks())
+                measured = table.networks()
+                known = all(
+                    op.key in plain.operators for net in measured if net.network for op in plain.lower(net.network)
+                )
+                if len(measured) <= CALIBRATION_NETWORKS or not known:
+                    parser.error(f"{path} has no test networks, or some whose operators it lacks")
+                networks = Networks.of(plain, measured)
         except HwnasError as error:
             parser.error(str(error))
         print(line("/".join(path.parts[-2:]), split_coverage(networks)), flush=True)

@@ -222,11 +222,15 @@ def _with_batch(path: Path, batch_size: int) -> bytes:
     """The file with the batch it leaves open fixed.
 
     Raises:
-        HwnasError: its batch is fixed to another number.
+        HwnasError: its batch is fixed to another number, or its weights, in a file beside it, cannot be read.
     """
     import onnx
 
-    model = onnx.load(path)
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # of many types; the file itself has been read before
+        why = " ".join(str(error).split())[:160]
+        raise HwnasError(f"{path}: its weights cannot be read ({why}): export the model again") from None
     weights = {tensor.name for tensor in model.graph.initializer}
     for value in model.graph.input:
         if value.name in weights or not value.type.tensor_type.shape.dim:

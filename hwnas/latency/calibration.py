@@ -228,8 +228,9 @@ def calibrate(
     Args:
         sums_ms: of each network's operators.
         measured_ms: of each network.
-        noise: relative standard error of each measured network; what is learned from few networks about the size of
-            errors is drawn towards these and `model_errors` together.
+        noise: relative standard error of each measured network, of which a law by latency is made (`fit_noise`): single
+            networks are not weighted by their own. What is learned from few networks about the size of errors is drawn
+            towards that and `model_errors` together.
         operators_ms: of each network its part of the sum by operator, all occurrences together. Without them operators
             are not corrected.
         counts: how often each of these runs in each network. Without them what every run of an operator takes more,

@@ -15,7 +15,10 @@ SCATTER = 0.45
 """Of the errors of single networks around that, in logarithms: few visits tell an error only so well."""
 
 LEAST_ERROR = 1e-4
-"""Relative; less is said by too few visits to differ."""
+"""Relative. Less says nothing: single visits, and visits that a coarse clock shows alike, do not differ."""
+
+STEEPEST = -1.5
+"""Power at least; at most it is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +47,14 @@ def fit_noise(measured_ms: Sequence[float], errors: Sequence[float]) -> Noise:
 
     Args:
         measured_ms: latencies, one at least.
-        errors: relative standard error of each.
+        errors: relative standard error of each; networks whose error nobody knows yet (`LEAST_ERROR`) have no say.
     """
-    sizes, logs = np.log(measured_ms), np.log(np.maximum(errors, LEAST_ERROR))
+    ends = float(min(measured_ms)), float(max(measured_ms))
+    told = np.array(errors) > LEAST_ERROR
+    if not told.any():
+        return Noise(LEAST_ERROR, ends[0], 0.0, ends)
+    sizes, logs = np.log(np.array(measured_ms)[told]), np.log(np.array(errors)[told])
     about = sizes - sizes.mean()
     power = (about @ logs / SCATTER**2 + POWER / POWER_ERROR**2) / (about @ about / SCATTER**2 + 1 / POWER_ERROR**2)
     typical = float(np.exp(sizes.mean()))
-    return Noise(float(np.exp(logs.mean())), typical, float(power), (float(min(measured_ms)), float(max(measured_ms))))
+    return Noise(float(np.exp(logs.mean())), typical, float(np.clip(power, STEEPEST, 0.0)), ends)

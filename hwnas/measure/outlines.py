@@ -2,7 +2,7 @@
 
 What is timed has random weights, so that 30 kB say as much as the 20 MB of a model: an outline crosses the pipe to the
 measuring process, or the network to a device that is elsewhere, and its weights are made where they are used. In ONNX's
-terms they are external data of a location that no file system has.
+terms they are external data, of a location that stands for no file.
 """
 
 from __future__ import annotations
@@ -71,10 +71,14 @@ def weights_of(outline: onnx.ModelProto) -> Iterator[tuple[TensorProto, NDArray[
         left -= 4 * count
         if left < 0 or min(tensor.dims, default=1) < 0:
             raise ValueError("its weights are more than an ONNX file can be (2 GiB)")
+        if tensor.data_type != TensorProto.FLOAT:
+            raise ValueError("its weights are described as other numbers than float32")
         try:
             seed, start, std = int(what["seed"]), int(what["start"]), float(what["std"])
         except KeyError as error:
             raise ValueError(f"its weights are described without {error}") from None
+        if not math.isfinite(std):
+            raise ValueError(f"its weights are described as {std} wide")
         turned = _pool(seed)[start % POOL_SIZE :][:POOL_SIZE]
         values = np.empty(count, np.float32)
         for begin in range(0, count, POOL_SIZE):  # piece by piece: each number is written once

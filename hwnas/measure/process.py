@@ -37,8 +37,9 @@ class Subject:
         name: unique in the process.
         role: ``operator`` (timed as inside a network, repeated), ``network``, or ``kernels`` (a network whose kernels
             are timed one by one).
-        model: makes the ONNX model's bytes when it is (re)loaded.
-        memory_bytes: about how much a loaded session holds; sessions are unloaded when the sum passes the limit.
+        model: makes the ONNX model's bytes, or those of its outline, when it is (re)loaded.
+        memory_bytes: about how much a loaded session holds beside what `model` makes; the weights of an outline are a
+            part of it. Sessions are unloaded when the sum passes the limit.
     """
 
     name: str

@@ -147,3 +147,10 @@ def test_export_refuses_what_has_no_module(hwnas: Hwnas) -> None:
     assert hwnas("export", net, "--out", "copy.onnx").code == 2
     assert hwnas("export", "space:proxyless", "--out", "copy.onnx").code == 2
     assert not (hwnas.folder / "copy.onnx").exists()
+
+
+def test_weights_in_a_file_beside_that_is_cut_off_are_refused(hwnas: Hwnas) -> None:
+    path = small_net(hwnas.folder / "net.onnx")
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="net.data", size_threshold=0)
+    (hwnas.folder / "net.data").write_bytes(b"\0" * 10)
+    assert "its weights cannot be read" in hwnas("verify", "net.onnx", "--device", "cpu").error

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwnas.latency.noise import LEAST_ERROR, POWER, fit_noise
+from hwnas.latency.noise import LEAST_ERROR, POWER, STEEPEST, fit_noise
 
 
 @pytest.mark.parametrize("power", [-1.0, -0.5, 0.0])
@@ -41,5 +41,17 @@ def test_it_is_never_nothing_and_beyond_the_networks_that_of_the_nearest(
     assert law.of(short) > 0
     assert law.of(min(taken) / 2) == law.of(min(taken))
     assert law.of(max(taken) * 2) == law.of(max(taken))
-    assert (law.of(short) - law.of(long)) * -law.power >= 0
-    assert law.error == pytest.approx(np.exp(np.mean(np.log(np.maximum(errors, LEAST_ERROR)))))
+    assert law.of(short) >= law.of(long)
+    assert STEEPEST <= law.power <= 0
+
+
+@pytest.mark.parametrize("shortest", [True, False])
+def test_networks_that_were_visited_once_say_nothing(shortest: bool) -> None:
+    """Nobody knows how uncertain they are: an interval of no width is not one of a perfect measurement."""
+    taken = np.sort(np.exp(np.random.default_rng(0).uniform(np.log(2), np.log(12), 30)))
+    errors = 0.01 * (taken / 5) ** -0.5
+    law = fit_noise(taken.tolist(), errors.tolist())
+    errors[slice(6) if shortest else slice(-6, None)] = 0.0
+    found = fit_noise(taken.tolist(), errors.tolist())
+    assert [found.of(2.0), found.of(12.0)] == pytest.approx([law.of(2.0), law.of(12.0)], rel=0.02)
+    assert fit_noise([3.0, 5.0], [0.0, 0.0]).of(4.0) == LEAST_ERROR

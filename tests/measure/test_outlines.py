@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import onnx
@@ -19,6 +20,8 @@ from hwnas.measure.outlines import LOCATION, MAX_BYTES, POOL_SIZE, described, fi
 from hwnas.measure.process import MeasuringProcess, Subject
 from hwnas.measure.runtimes import onnx_runtime
 from hwnas.measure.runtimes.onnx_runtime import OnnxRuntime
+from hwnas.network import Network, NetworkBuilder
+from hwnas.ops import Op
 from tests.quick import quick_profile, tiny_network
 
 IMAGE = np.random.default_rng(0).standard_normal((1, 3, 64, 64), dtype=np.float32)
@@ -71,13 +74,37 @@ def test_the_runtime_makes_the_same_network_and_keeps_no_hold_of_the_weights(mon
             yield tensor, values
 
     monkeypatch.setattr(onnx_runtime, "weights_of", watched)
-    network = tiny_network(channels=256, size=64, classes=1000)
+    network = depthwise_network()
     with OnnxRuntime(1) as runtime:
         session = runtime.load_network(network_outline(network))
-        assert sum(values.nbytes for values in given) == weight_bytes(network.ops)
+        assert sum(values.nbytes for values in given) == weight_bytes(network.ops) - 2 * 4 * 32  # ones of the affine
         for values in given:
             values[...] = np.nan
         np.testing.assert_array_equal(session.run(IMAGE), runtime.load_network(network_to_onnx(network)).run(IMAGE))
+
+
+def depthwise_network() -> Network:
+    """Runtimes keep some weights as they are and turn others: of depthwise, plain and linear layers, and biases."""
+    builder = NetworkBuilder((3, 64, 64))
+    builder.add(Op.conv((3, 64, 64), 32, kernel=3, stride=2, norm=True, act="relu6"))
+    builder.add(Op.conv(builder.shape(), 32, kernel=3, groups=32, bias=True))
+    builder.add(Op.affine(builder.shape()))
+    builder.add(Op.conv(builder.shape(), 30, kernel=1))
+    builder.add(Op.global_avg_pool(builder.shape()))
+    builder.add(Op.linear(30, 1000))
+    return builder.build()
+
+
+def test_a_process_computes_the_same_from_an_outline() -> None:
+    """Nobody else holds the weights there until the session has them."""
+    network = depthwise_network()
+    with MeasuringProcess(quick_profile()) as process:
+        outline, whole = (
+            process.run(Subject(name, "network", partial(write, network)), IMAGE)
+            for name, write in (("outline", network_outline), ("whole", network_to_onnx))
+        )
+    assert np.ptp(whole) > 0
+    np.testing.assert_array_equal(outline, whole)
 
 
 @pytest.mark.parametrize("role", ["network", "operator", "kernels"])
@@ -115,11 +142,19 @@ def _no_number() -> TensorProto:
     return tensor
 
 
+def _whole_numbers() -> TensorProto:
+    tensor = described("w", (3,), seed=0, start=0, std=1.0)
+    tensor.data_type = TensorProto.INT64
+    return tensor
+
+
 BAD: dict[str, tuple[Callable[[], TensorProto], str]] = {
     "a negative size": (_negative, "2 GiB"),
     "a vast size": (_vast, "2 GiB"),
     "no seed": (lambda: _without("seed"), "without 'seed'"),
     "no number": (_no_number, "much"),
+    "no finite number": (lambda: described("w", (3,), seed=0, start=0, std=float("inf")), "inf wide"),
+    "whole numbers": (_whole_numbers, "float32"),
 }
 
 
