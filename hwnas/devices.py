@@ -34,6 +34,7 @@ class Timing(BaseModel):
     runs: int = Field(default=5, ge=1, le=1_000)
     min_run_ms: float = Field(default=0.25, gt=0, le=1_000)
     target_error: float = Field(default=0.01, gt=0, lt=1)
+    visits_per_load: int = Field(default=0, ge=0, le=10_000)
     timeout_s: float = Field(default=60.0, gt=0, le=3_600)
 
 

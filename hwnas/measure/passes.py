@@ -97,7 +97,10 @@ def measure_in_passes(
                 for reference in references:
                     if reference.failure is None:
                         yield _visit(process, reference, number, timing.runs)
-            yield _visit(process, open_entries[index], number, timing.runs)
+            entry = open_entries[index]
+            if _is_to_be_loaded(entry, timing):
+                process.forget(entry.subject)
+            yield _visit(process, entry, number, timing.runs)
 
 
 def is_open(entry: Entry, timing: Timing) -> bool:
@@ -107,6 +110,13 @@ def is_open(entry: Entry, timing: Timing) -> bool:
     if entry.passes:
         return True
     return len(entry.visits) < timing.min_passes or estimate(entry.visits).relative_error > timing.target_error
+
+
+def _is_to_be_loaded(entry: Entry, timing: Timing) -> bool:
+    """Whether enough visits were made of the network where it lies: its level is that of several loads."""
+    if entry.subject.role != "network" or not timing.visits_per_load:
+        return False
+    return len(entry.visits) % timing.visits_per_load == 0
 
 
 def _visit(process: MeasuringProcess, entry: Entry, number: int, runs: int) -> Visit:

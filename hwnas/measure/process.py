@@ -212,6 +212,10 @@ class MeasuringProcess:
         self._link.loaded[subject.name] = (repeats, held)
         return repeats
 
+    def forget(self, subject: Subject) -> None:
+        """Has `subject` loaded anew when it is next asked about."""
+        self._link.loaded.pop(subject.name, None)
+
     def _make_room(self, memory: int) -> None:
         loaded = self._link.loaded
         while loaded and memory + sum(held for _, held in loaded.values()) > self.memory_limit_bytes:

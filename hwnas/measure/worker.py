@@ -106,16 +106,20 @@ class Worker:
         model = request["payload"]
         if request["role"] != "network" or not self.runtime.takes_outlines:
             model = filled(model)
-        self.do_unload(request)  # of that name, from a load that failed half way
-        if request["role"] == "kernels":
-            clock = self.clocks[request["name"]] = self.runtime.load_kernels(model)
-            return {"repeats": 1, "memory_bytes": clock.memory_bytes}
-        if request["role"] == "operator":
-            session = self.runtime.load_operator(model, float(request["min_run_ms"]))
-        else:
-            session = self.runtime.load_network(model)
-        self.sessions[request["name"]] = session
-        return {"repeats": session.repeats, "memory_bytes": session.memory_bytes}
+        former = self._taken(request["name"])  # it goes last, so that what is loaded anew lies elsewhere
+        try:
+            if request["role"] == "kernels":
+                clock = self.clocks[request["name"]] = self.runtime.load_kernels(model)
+                return {"repeats": 1, "memory_bytes": clock.memory_bytes}
+            if request["role"] == "operator":
+                session = self.runtime.load_operator(model, float(request["min_run_ms"]))
+            else:
+                session = self.runtime.load_network(model)
+            self.sessions[request["name"]] = session
+            return {"repeats": session.repeats, "memory_bytes": session.memory_bytes}
+        finally:
+            for loaded in former:
+                loaded.close()
 
     def do_time(self, request: dict[str, Any]) -> dict[str, Any]:
         session = self.sessions[request["name"]]
@@ -132,11 +136,14 @@ class Worker:
         return {"shape": list(output.shape), "output": base64.b64encode(output.tobytes()).decode()}
 
     def do_unload(self, request: dict[str, Any]) -> dict[str, Any]:
-        for known in (self.sessions, self.clocks):
-            loaded: Session | KernelClock | None = known.pop(request["name"], None)
-            if loaded is not None:
-                loaded.close()
+        for loaded in self._taken(request["name"]):
+            loaded.close()
         return {}
+
+    def _taken(self, name: str) -> list[Session | KernelClock]:
+        """What is loaded under a name, which is free then."""
+        found: list[Session | KernelClock | None] = [self.sessions.pop(name, None), self.clocks.pop(name, None)]
+        return [loaded for loaded in found if loaded is not None]
 
     def close(self) -> None:
         """Gives everything back, the device last."""
