@@ -69,7 +69,7 @@ BOUNDS = {1: 0.01, 2: 0.02}
 
 LEAST, RARE = 0.78, 0.02
 """Coverage of a split, for a mean of 90%, and the share of splits that may have less: of intervals with nothing wrong
-the least of 200 has less in two of five tables, but 1.5% of the splits at most (`benchmarks/splits.py`)."""
+the least of 200 has less in one of four tables, but 1.5% of the splits at most (`benchmarks/splits.py`)."""
 
 NO_PLOT = "matplotlib is not installed: pip install 'hwnas[plot]'"
 
