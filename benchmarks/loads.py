@@ -17,6 +17,7 @@ import numpy as np
 from prediction import unseen_networks
 
 from hwnas.devices import find_profile
+from hwnas.errors import UsageError
 from hwnas.latency.levels import level_of, weights_of
 from hwnas.latency.widths import NORMAL_90
 from hwnas.measure.lock import device_lock
@@ -40,10 +41,14 @@ def main() -> None:
     if min(args.networks, args.loads - 1, args.visits) < 1:
         parser.error("--networks and --visits are 1 or more, --loads 2 or more")
     rng = np.random.default_rng(args.seed)
-    drawn = unseen_networks(find_space(args.space), args.networks + COMPANY)
+    try:
+        drawn = unseen_networks(find_space(args.space), args.networks + COMPANY)
+    except UsageError as error:
+        parser.error(str(error))
     order = rng.permutation(len(drawn)).tolist()
     chosen, company = order[: args.networks], order[args.networks :]
     entries = [(net, load) for load in range(args.loads) for net in chosen] + [(net, 0) for net in company]
+    # of no memory: one that made room for another would be loaded anew
     subjects = [Subject(f"{net} {load}", "network", partial(network_outline, drawn[net]), 0) for net, load in entries]
     visited, log_ms = [], []
     profile = find_profile("cpu").override(threads=1)

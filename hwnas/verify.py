@@ -190,6 +190,8 @@ def _measure(
     timing = process.profile.timing
     passes = turn * timing.min_passes
     longer = timing.model_copy(update={"min_passes": passes, "max_passes": max(passes, timing.max_passes)})
+    if process.profile.host and timing.visits_per_load:  # a whole file goes over the wire each time: once a round
+        longer = longer.model_copy(update={"visits_per_load": timing.min_passes})
     for entry in (*rest, *entries):
         entry.passes = 0 if entry.reference else passes
     named = {id(entry): candidate.name for entry, candidate in zip(entries, candidates, strict=True)}

@@ -80,6 +80,7 @@ def test_every_file_that_ships_is_named_as_it_is_called_and_hides_nothing() -> N
             assert set(DeviceProfile.model_fields) - special <= set(data) <= set(DeviceProfile.model_fields)
             assert not {"host", "python"} & set(data)
             assert set(data["timing"]) == set(Timing.model_fields)
+    assert find_profile("cpu").timing.visits_per_load > 0
 
 
 def test_a_profile_from_a_file(tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ def measure_in_passes(
 
     An entry is finished after `timing.min_passes` visits once the half-width of its interval is within
     `timing.target_error`, at the latest after `timing.max_passes` visits; one that has `Entry.passes` after so many.
-    Entries that already have visits (a resumed table) only get what is missing.
+    Entries that already have visits (a resumed table) only get what is missing. Whole networks, the reference too, are
+    loaded anew after every `timing.visits_per_load` visits.
 
     Args:
         process: owns the device.
@@ -96,6 +97,8 @@ def measure_in_passes(
             if position % REFERENCE_EVERY == 0:
                 for reference in references:
                     if reference.failure is None:
+                        if _is_to_be_loaded(reference, timing):
+                            process.forget(reference.subject)
                         yield _visit(process, reference, number, timing.runs)
             entry = open_entries[index]
             if _is_to_be_loaded(entry, timing):
@@ -114,7 +117,7 @@ def is_open(entry: Entry, timing: Timing) -> bool:
 
 def _is_to_be_loaded(entry: Entry, timing: Timing) -> bool:
     """Whether enough visits were made of the network where it lies: its level is that of several loads."""
-    if entry.subject.role != "network" or not timing.visits_per_load:
+    if entry.subject.role != "network" or not timing.visits_per_load or not entry.visits:
         return False
     return len(entry.visits) % timing.visits_per_load == 0
 

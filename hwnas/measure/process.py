@@ -73,6 +73,7 @@ class MeasuringProcess:
         self.profile = profile
         self.state: dict[str, Any] = {}  # what the runtime told of the device when it last timed something
         self._limit_bytes = memory_limit_bytes
+        self._stale: set[str] = set()  # loaded, but to be loaded anew
         self._link = Link(profile, command, cache=cache, progress=progress or NullProgress())
 
     def __enter__(self) -> Self:
@@ -183,7 +184,7 @@ class MeasuringProcess:
 
     def load(self, subject: Subject) -> int:
         """Makes sure that `subject` is loaded; returns how many copies one run executes."""
-        if subject.name in self._link.loaded:
+        if subject.name in self._link.loaded and subject.name not in self._stale:
             self._link.loaded.move_to_end(subject.name)
             return self._link.loaded[subject.name][0]
         if subject.memory_bytes > self._link.all_memory:
@@ -194,15 +195,19 @@ class MeasuringProcess:
             raise MeasurementError(f"cannot be written as a model: {' '.join(str(error).split())[:300]}") from None
         memory = subject.memory_bytes + len(model) * 5 // 4
         self._make_room(memory)
-        answer = self._link.ask(
-            {
-                "do": "load",
-                "name": subject.name,
-                "role": subject.role,
-                "min_run_ms": self.profile.timing.min_run_ms,
-            },
-            payload=model,
-        )
+        try:
+            answer = self._link.ask(
+                {
+                    "do": "load",
+                    "name": subject.name,
+                    "role": subject.role,
+                    "min_run_ms": self.profile.timing.min_run_ms,
+                },
+                payload=model,
+            )
+        finally:  # what was loaded under the name is gone, whatever came of it
+            self._link.loaded.pop(subject.name, None)
+            self._stale.discard(subject.name)
         repeats = answer.get("repeats")
         if type(repeats) is not int or repeats < 1:
             raise MeasurementError(f"the runtime returned an impossible number of copies: {str(repeats)[:80]}")
@@ -213,8 +218,13 @@ class MeasuringProcess:
         return repeats
 
     def forget(self, subject: Subject) -> None:
-        """Has `subject` loaded anew when it is next asked about."""
-        self._link.loaded.pop(subject.name, None)
+        """Has `subject` loaded anew when it is next asked about.
+
+        What is loaded stays until then, so that the new one lies elsewhere; where both have no room it goes first.
+        """
+        if subject.name in self._link.loaded:
+            self._stale.add(subject.name)
+            self._link.loaded.move_to_end(subject.name, last=False)
 
     def _make_room(self, memory: int) -> None:
         loaded = self._link.loaded

@@ -103,11 +103,11 @@ class Worker:
     def do_load(self, request: dict[str, Any]) -> dict[str, Any]:
         if self.runtime is None:
             raise RuntimeError("load before open")
-        model = request["payload"]
-        if request["role"] != "network" or not self.runtime.takes_outlines:
-            model = filled(model)
         former = self._taken(request["name"])  # it goes last, so that what is loaded anew lies elsewhere
         try:
+            model = request["payload"]
+            if request["role"] != "network" or not self.runtime.takes_outlines:
+                model = filled(model)
             if request["role"] == "kernels":
                 clock = self.clocks[request["name"]] = self.runtime.load_kernels(model)
                 return {"repeats": 1, "memory_bytes": clock.memory_bytes}

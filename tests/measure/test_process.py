@@ -298,6 +298,37 @@ def test_what_is_larger_than_the_limit_is_loaded_alone(stand_in: StandIn) -> Non
     assert used == ["load a", "unload a", "load large", "unload large", "load a"]
 
 
+def test_what_is_loaded_anew_makes_room_for_itself_where_there_is_none_for_both(stand_in: StandIn) -> None:
+    with stand_in("", memory_limit_bytes=1000) as process:
+        for size in (300, 600):
+            name = f"of {size}"
+            process.time_ms(subject(name, memory_bytes=size), 1)
+            process.forget(subject(name))
+            process.time_ms(subject(name, memory_bytes=size), 1)
+            process.time_ms(subject(name, memory_bytes=size), 1)
+        process.forget(subject("unknown"))
+    used = [line for line in stand_in.log if not line.startswith(("open", "time"))]
+    assert used == ["load of 300", "load of 300", "load of 600", "unload of 600", "load of 600"]
+
+
+def test_what_cannot_be_loaded_anew_can_still_be_unloaded(stand_in: StandIn) -> None:
+    made = iter([b"model"])
+
+    def once() -> bytes:
+        for model in made:
+            return model
+        raise ValueError("no second time")
+
+    with stand_in("", memory_limit_bytes=1000) as process:
+        process.time_ms(Subject("a", "network", once, 600), 1)
+        process.forget(subject("a"))
+        with pytest.raises(MeasurementError, match="no second time"):
+            process.time_ms(Subject("a", "network", once, 600), 1)
+        process.time_ms(subject("b", memory_bytes=600), 1)
+    used = [line for line in stand_in.log if not line.startswith(("open", "time"))]
+    assert used == ["load a", "unload a", "load b"]
+
+
 # -- the real child --------------------------------------------------------------------------------------------------
 
 
