@@ -24,7 +24,7 @@ from hwnas.measure.lock import device_lock
 from hwnas.measure.onnx_models import network_outline
 from hwnas.measure.process import MeasuringProcess, Subject
 from hwnas.measure.regimes import regimes
-from hwnas.progress import NullProgress
+from hwnas.progress import RichProgress
 from hwnas.spaces import find_space
 
 COMPANY = 20
@@ -51,12 +51,17 @@ def main() -> None:
     # of no memory: one that made room for another would be loaded anew
     subjects = [Subject(f"{net} {load}", "network", partial(network_outline, drawn[net]), 0) for net, load in entries]
     visited, log_ms = [], []
-    profile = find_profile("cpu").override(threads=1)
-    with device_lock(profile.device, NullProgress()), MeasuringProcess(profile) as process:
+    profile, progress = find_profile("cpu").override(threads=1), RichProgress()
+    with (
+        device_lock(profile.device, progress),
+        MeasuringProcess(profile) as process,
+        progress.start(args.visits * len(entries), "visits") as task,
+    ):
         for _ in range(args.visits):
             for place in rng.permutation(len(entries)).tolist():
                 visited.append(place)
                 log_ms.append(np.log(min(process.time_ms(subjects[place], profile.timing.runs)[1])))
+                task.advance(1)
     places, logs = np.array(visited), np.array(log_ms)
     regime = regimes(places, logs)
     print("network  spread  visits say  levels of its loads in ms")

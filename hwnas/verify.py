@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.devices import DeviceProfile
+from hwnas.devices import DeviceProfile, Timing
 from hwnas.errors import HwnasError
 from hwnas.latency.levels import LEAST_FOR_LEVEL, Levels, NetworkVisit
 from hwnas.latency.model import LatencyModel, Prediction
@@ -176,6 +176,16 @@ def verify(
     return [_report(model, *parts) for parts in found]
 
 
+def timing_of(profile: DeviceProfile, turn: int) -> Timing:
+    """The protocol of round `turn`. A net's file is as large as it is, and far away it is sent once a round only."""
+    timing = profile.timing
+    passes = turn * timing.min_passes
+    update = {"min_passes": passes, "max_passes": max(passes, timing.max_passes)}
+    if profile.host and timing.visits_per_load:
+        update["visits_per_load"] = timing.min_passes
+    return timing.model_copy(update=update)
+
+
 def _measure(
     process: MeasuringProcess,
     candidates: Sequence[Candidate],
@@ -187,11 +197,8 @@ def _measure(
     progress: Progress,
 ) -> None:
     """One more round of visits of everything, added to `log`."""
-    timing = process.profile.timing
-    passes = turn * timing.min_passes
-    longer = timing.model_copy(update={"min_passes": passes, "max_passes": max(passes, timing.max_passes)})
-    if process.profile.host and timing.visits_per_load:  # a whole file goes over the wire each time: once a round
-        longer = longer.model_copy(update={"visits_per_load": timing.min_passes})
+    longer = timing_of(process.profile, turn)
+    passes = longer.min_passes
     for entry in (*rest, *entries):
         entry.passes = 0 if entry.reference else passes
     named = {id(entry): candidate.name for entry, candidate in zip(entries, candidates, strict=True)}

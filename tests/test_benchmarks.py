@@ -49,6 +49,12 @@ def script(name: str) -> ModuleType:
     return module
 
 
+@pytest.fixture(autouse=True)
+def beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks import one another, as scripts of one folder do."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
 @pytest.fixture(scope="module")
 def audit() -> ModuleType:
     return script("budget_audit")
@@ -394,8 +400,7 @@ def test_an_atomnas_step_is_that_of_the_straightforward_implementation(monkeypat
         torch.testing.assert_close(ours.hooks.ema.shadow[name], average, rtol=1e-7, atol=1e-10)
 
 
-def test_runs_are_brought_to_one_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
+def test_runs_are_brought_to_one_level() -> None:
     runs = script("other_runs")
     calibration = {f"a #{i}": ms for i, ms in enumerate(np.geomspace(2, 14, 30).tolist())}
     tests = {f"test #{i}": ms for i, ms in enumerate(np.geomspace(2.5, 12, 9).tolist())}
@@ -406,8 +411,7 @@ def test_runs_are_brought_to_one_level(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runs.error(found + np.log(1.01), np.log(list(tests.values()))) == pytest.approx(0.01)
 
 
-def test_the_error_of_levels_is_what_they_are_off_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
+def test_the_error_of_levels_is_what_they_are_off_by() -> None:
     visits, rng = script("visits"), np.random.default_rng(0)
     truth = rng.uniform(0.5, 2.5, 80)
 
@@ -424,14 +428,13 @@ def test_the_error_of_levels_is_what_they_are_off_by(monkeypatch: pytest.MonkeyP
 
 def test_latencies_as_the_model_has_them_are_in_its_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     """And those of networks that are off by three times as much are not."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    splits, prediction = script("splits"), sys.modules["prediction"]
-    monkeypatch.setattr(prediction, "SPLITS", 20)
+    splits = script("splits")
+    monkeypatch.setattr(splits, "SPLITS", 20)
     rng = np.random.default_rng(0)
     counts = [Counter(rng.choice([f"op {i}" for i in range(15)], size=n).tolist()) for n in rng.integers(20, 90, 120)]
     parts = [{key: n * (0.02 + 0.004 * int(key[3:])) for key, n in count.items()} for count in counts]
     sums = np.array([sum(taken.values()) for taken in parts])
-    known = prediction.Networks(1.1 * sums, np.full(120, 0.006), sums, counts, parts, np.full(120, 0.004))
+    known = splits.Networks(1.1 * sums, np.full(120, 0.006), sums, counts, parts, np.full(120, 0.004))
     found = splits.drawn(known, np.random.default_rng(1))
     assert 0.86 <= splits.split_coverage(found).mean() <= 0.94
     assert np.array_equal(found.times, splits.drawn(known, np.random.default_rng(1)).times)

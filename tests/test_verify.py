@@ -28,7 +28,7 @@ from hwnas.measure.statistics import Estimate, estimate
 from hwnas.progress import NullProgress
 from hwnas.spaces import get_space
 from hwnas.trace import ops_of
-from hwnas.verify import Candidate, VerifyReport, _clear, _drift, _report, verify
+from hwnas.verify import Candidate, VerifyReport, _clear, _drift, _report, timing_of, verify
 
 pytestmark = pytest.mark.usefixtures("own_lock")
 
@@ -97,6 +97,17 @@ def test_the_upper_end_decides() -> None:
     (first,) = judge(candidate(budget_ms=1.0))
     for report in judge(candidate(budget_ms=first.measured_ms), candidate(budget_ms=2 * first.measured_ms)):
         assert report.within_budget == (report.measured_high_ms <= (report.budget_ms or 0))
+
+
+def test_far_away_a_file_is_sent_once_a_round() -> None:
+    """Here nets are loaded anew as often as the profile says."""
+    here = quick_profile(min_passes=24, max_passes=80, visits_per_load=6)
+    far = here.model_copy(update={"host": "ssh://board"})
+    for turn in (1, 4):
+        asked = {"min_passes": 24 * turn, "max_passes": max(80, 24 * turn)}
+        assert timing_of(here, turn) == here.timing.model_copy(update=asked)
+        assert timing_of(far, turn) == timing_of(here, turn).model_copy(update={"visits_per_load": 24})
+    assert timing_of(quick_profile().model_copy(update={"host": "ssh://board"}), 1).visits_per_load == 0
 
 
 def test_a_budget_inside_the_interval_is_neither_kept_nor_clear() -> None:

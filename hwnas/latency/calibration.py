@@ -38,7 +38,7 @@ run on another day. A hundred found nets were off by so much (`benchmarks/budget
 FEW_FOR_SHAPE = 12
 """Fewer networks cannot tell whether small ones are predicted worse than large ones."""
 
-BELIEF = 40
+BELIEF = 35
 """Networks' worth of belief that predictions are off by as much as noise and `model_error` say: thirty networks alone
 say how much it is only to within a quarter. With less, the coverage of intervals differs more from one choice of
 calibration networks to the next; with more, from table to table (`benchmarks/splits.py`)."""

@@ -65,7 +65,7 @@ class Kriging:
 
     def bend(self, sizes: Vector) -> Vector:
         """What networks of `sizes` take more than the law says of their sums, relative."""
-        return np.asarray(_alike(sizes, self.sizes) @ self.residual)
+        return np.asarray(alike(sizes, self.sizes) @ self.residual)
 
     def variance(
         self, sum_ms: float, latency_ms: float, parts_ms: Mapping[str, float], runs: int, size: float
@@ -84,7 +84,7 @@ class Kriging:
         share[list(known)] = [self.weights[column] * taken / latency_ms for column, taken in known.items()]
         if self.shares.shape[1] > len(self.columns):
             share[-1] = RUN_ERROR_MS / OPERATOR_ERROR * runs / latency_ms
-        common = OPERATOR_ERROR**2 * self.shares @ share + _alike(np.array([size]), self.sizes)[0]
+        common = OPERATOR_ERROR**2 * self.shares @ share + alike(np.array([size]), self.sizes)[0]
         drift = np.array([sum_ms / latency_ms, 1 / latency_ms])[: len(self.normal)] - self.weighted.T @ common
         own = OPERATOR_ERROR**2 * share @ share + SIZE_ERROR**2 - common @ self.inverse @ common
         return max(0.0, float(own + drift @ self.normal @ drift))
@@ -110,7 +110,7 @@ class Fit:
     kriging: Kriging
 
 
-def _alike(a: Vector, b: Vector) -> Matrix:
+def alike(a: Vector, b: Vector) -> Matrix:
     """Covariance of what networks of sizes `a` and `b` are off the law by, [a, b]."""
     return np.asarray(SIZE_ERROR**2 * np.exp(-0.5 * ((a[:, None] - b) / SIZE_LENGTH) ** 2))
 
@@ -134,7 +134,7 @@ def fit(
     shares = parts / y[:, None]
     covariance = OPERATOR_ERROR**2 * shares @ shares.T + np.diag(own**2)
     if len(x) >= FEW:
-        covariance = covariance + _alike(sizes, sizes)
+        covariance = covariance + alike(sizes, sizes)
     inverse = np.linalg.inv(covariance).astype(np.float64)
     small = float(x.min())
     if len(x) >= FEW and small > 0:
