@@ -127,6 +127,8 @@ def main() -> None:
     parser.add_argument("table", type=Path, nargs="+")
     parser.add_argument("--draws", type=int, default=5)
     args = parser.parse_args()
+    if args.draws < 0:
+        parser.error("--draws is 0 or more")
     print(f"{'table':40s} coverage   least below {LEAST:.0%}", flush=True)
     for path in args.table:
         try:
